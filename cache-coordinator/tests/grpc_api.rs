@@ -197,7 +197,22 @@ async fn one_edge_probes_and_the_others_get_what_it_finds() {
     assert!(matches!(leased.outcome, Some(Outcome::Probe(p)) if p.chunk_size == film.chunk_size));
     let mut waiting = coordinator.edge().await;
     let waiter = tokio::spawn(async move { waiting.resolve_key(second).await });
+    // A client of the API, whose viewer may have the first bytes already, waits as the edge does.
+    let mut caller = coordinator.cache().await;
+    let get = v1::GetEntryRequest {
+        entry: by_path("films", "film.mp4"),
+    };
+    let called = tokio::spawn(async move { caller.get_entry(get).await });
+    let unasked = v1::GetEntryRequest {
+        entry: by_path("films", "other.mp4"),
+    };
+    let refused = coordinator.cache().await.get_entry(unasked).await;
+    assert_eq!(refused.unwrap_err().code(), Code::NotFound);
+    assert!(!called.is_finished());
     one.observe(&film).await;
+    let called = tokio::time::timeout(WAIT, called).await.unwrap();
+    let detail = called.unwrap().unwrap().into_inner().entry.unwrap();
+    assert_eq!(detail.entry.unwrap().id, film.id);
     let found = tokio::time::timeout(WAIT, waiter)
         .await
         .unwrap()

@@ -10,7 +10,7 @@ use super::{
     error::{FieldViolation, Resource, ServiceError},
     loader::edge_id,
     observe, probe, ranges,
-    resolve_key::stamped,
+    resolve_key::{stamped, wait_while_asked},
 };
 use crate::{
     db::{
@@ -97,14 +97,21 @@ pub async fn find_or_make(
 async fn lookup(cluster: &Cluster, reference: &EntryRef) -> Result<Option<Binding>, ServiceError> {
     match reference {
         EntryRef::Id(id) => Ok(cluster.database.binding_of_entry(*id).await?),
-        EntryRef::Key(key) => {
+        EntryRef::Key(key) => loop {
+            let seen = cluster.resolver.ended(key);
             // Among several variants, take the one that was confirmed last.
-            let bindings = cluster
+            let mut bindings = cluster
                 .database
                 .bindings_of_path(&key.source, &key.path, &key.query)
                 .await?;
-            Ok(bindings.into_iter().next())
-        }
+            if !bindings.is_empty() {
+                return Ok(Some(bindings.swap_remove(0)));
+            }
+            // A viewer may have its answer from an edge that is about to report the entry.
+            if !wait_while_asked(cluster, key, seen).await? {
+                return Ok(None);
+            }
+        },
     }
 }
 

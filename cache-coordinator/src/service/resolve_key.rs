@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    hash::{BuildHasher, RandomState},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -28,6 +29,8 @@ const MAX_REMEMBERED: usize = 10_000;
 /// Longer keys are not remembered as absent, because clients choose them; the edges remember them
 /// too.
 const LONGEST_ABSENT: usize = 1_024;
+/// Counters of ended probes. Two keys with one counter cost a second look at the table.
+const ENDED: usize = 1_024;
 /// The longest time for which an edge's report of an absent object counts.
 const MAX_NEGATIVE: Duration = Duration::from_secs(60);
 
@@ -37,13 +40,14 @@ pub struct Resolver {
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     probes: HashMap<v1::Key, Probe>,
     negatives: HashMap<v1::Key, Negative>,
-    /// Incremented with each probe that ends, to show whether the table may have changed since it
-    /// was read.
-    ended: u64,
+    /// The probes that ended, by hash of their keys: shows whether a key's row may have changed
+    /// since it was read.
+    ended: [u64; ENDED],
+    hasher: RandomState,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -113,8 +117,10 @@ impl Resolver {
         });
     }
 
-    fn ended(&self) -> u64 {
-        self.state.lock().ended
+    /// The number of probes that ended for this key, and for others with its counter.
+    pub fn ended(&self, key: &v1::Key) -> u64 {
+        let state = self.state.lock();
+        state.ended[state.counter(key)]
     }
 
     fn find_negative(&self, key: &v1::Key) -> Option<v1::NegativeAnswer> {
@@ -131,15 +137,19 @@ impl Resolver {
         None
     }
 
-    /// `seen` is the value of [`Self::ended`] before the table was read.
+    /// How to handle an unknown key, or `None` if nobody asks for it. `seen` is the value of
+    /// [`Self::ended`] before the table was read.
+    fn asked(&self, key: &v1::Key, seen: u64) -> Option<Claim> {
+        let state = self.state.lock();
+        state.asked(key, seen, Instant::now())
+    }
+
+    /// The same; if nobody asks for the key, the caller does from now on.
     fn claim(&self, key: &v1::Key, seen: u64) -> Result<Claim, ServiceError> {
         let mut state = self.state.lock();
         let now = Instant::now();
-        if let Some(probe) = state.probes.get(key).filter(|probe| probe.until > now) {
-            return Ok(Claim::Wait(probe.ended.subscribe(), probe.until));
-        }
-        if state.ended != seen {
-            return Ok(Claim::LookAgain);
+        if let Some(claim) = state.asked(key, seen, now) {
+            return Ok(claim);
         }
         if state.probes.len() >= MAX_REMEMBERED {
             state.probes.retain(|_, probe| probe.until > now);
@@ -158,9 +168,60 @@ impl Resolver {
     }
 }
 
+/// Waits while an edge asks the origin for the key, whose table entry was not found. Returns
+/// whether the table may have changed since it was read at `seen`, see [`Resolver::ended`].
+pub async fn wait_while_asked(
+    cluster: &Cluster,
+    key: &v1::Key,
+    seen: u64,
+) -> Result<bool, ServiceError> {
+    match cluster.resolver.asked(key, seen) {
+        Some(Claim::Wait(ended, until)) => wait(cluster, ended, until).await.map(|()| true),
+        other => Ok(other.is_some()),
+    }
+}
+
+async fn wait(
+    cluster: &Cluster,
+    mut ended: watch::Receiver<()>,
+    until: Instant,
+) -> Result<(), ServiceError> {
+    tokio::select! {
+        // The sender is dropped and never written, so an error is the wake-up.
+        _ = ended.changed() => Ok(()),
+        () = tokio::time::sleep_until(until) => Ok(()),
+        () = cluster.shutdown.cancelled() => Err(ServiceError::ShuttingDown),
+    }
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            probes: HashMap::new(),
+            negatives: HashMap::new(),
+            ended: [0; ENDED],
+            hasher: RandomState::new(),
+        }
+    }
+}
+
 impl State {
+    #[expect(clippy::cast_possible_truncation, reason = "below ENDED")]
+    fn counter(&self, key: &v1::Key) -> usize {
+        (self.hasher.hash_one(key) % ENDED as u64) as usize
+    }
+
+    fn asked(&self, key: &v1::Key, seen: u64, now: Instant) -> Option<Claim> {
+        let running = self.probes.get(key).filter(|probe| probe.until > now);
+        match running {
+            Some(probe) => Some(Claim::Wait(probe.ended.subscribe(), probe.until)),
+            None => (self.ended[self.counter(key)] != seen).then_some(Claim::LookAgain),
+        }
+    }
+
     fn end(&mut self, key: &v1::Key) {
-        self.ended += 1;
+        let counter = self.counter(key);
+        self.ended[counter] += 1;
         self.probes.remove(key);
     }
 }
@@ -201,12 +262,11 @@ pub async fn resolve_key(
 
 async fn outcome(cluster: &Cluster, key: &v1::Key) -> Result<Outcome, ServiceError> {
     loop {
-        let seen = cluster.resolver.ended();
+        let seen = cluster.resolver.ended(key);
         if let Some(binding) = cluster.database.binding(key).await? {
             if binding.is_idle {
                 // Mark it as used before it is returned: it must not be forgotten while its first
                 // chunk is on the way.
-                // way.
                 let entry = binding.entry.id;
                 cluster.writer.write(TouchEntry { entry }).await?;
             }
@@ -223,14 +283,7 @@ async fn outcome(cluster: &Cluster, key: &v1::Key) -> Result<Outcome, ServiceErr
                     chunk_size: cluster.chunk_size,
                 }));
             }
-            Claim::Wait(mut ended, until) => {
-                tokio::select! {
-                    // The sender is dropped and never written, so an error is the wake-up.
-                    _ = ended.changed() => {}
-                    () = tokio::time::sleep_until(until) => {}
-                    () = cluster.shutdown.cancelled() => return Err(ServiceError::ShuttingDown),
-                }
-            }
+            Claim::Wait(ended, until) => wait(cluster, ended, until).await?,
         }
     }
 }
@@ -272,7 +325,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_asks_and_the_others_wait_until_it_is_bound() {
         let resolver = Resolver::default();
-        let seen = resolver.ended();
+        let seen = resolver.ended(&key("a"));
         assert!(matches!(resolver.claim(&key("a"), seen), Ok(Claim::Ask)));
         let Ok(Claim::Wait(mut ended, _)) = resolver.claim(&key("a"), seen) else {
             panic!("expected to wait");
@@ -284,6 +337,21 @@ mod tests {
             resolver.claim(&key("a"), seen),
             Ok(Claim::LookAgain)
         ));
+    }
+
+    #[test]
+    fn a_key_that_nobody_asks_for_is_waited_for_by_nobody() {
+        let resolver = Resolver::default();
+        let asked = |path: &str, seen| resolver.asked(&key(path), seen);
+        let seen = resolver.ended(&key("a"));
+        assert!(asked("a", seen).is_none());
+        assert!(matches!(resolver.claim(&key("a"), seen), Ok(Claim::Ask)));
+        assert!(matches!(asked("a", seen), Some(Claim::Wait(..))));
+        resolver.bound(&key("a"));
+        assert!(matches!(asked("a", seen), Some(Claim::LookAgain)));
+        // Other keys' ends make nobody look again, but for a few with the same counter.
+        let looking = (0..100).filter(|n| asked(&n.to_string(), 0).is_some());
+        assert!(looking.count() < 10);
     }
 
     #[tokio::test(start_paused = true)]
