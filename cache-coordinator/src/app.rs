@@ -32,8 +32,8 @@ use crate::{
     listen::{self, AcceptedConnection},
     metrics::{DatabaseTimes, Metrics},
     service::{
-        Cluster, forget, jobs, membership, probe::Probes, resolve_key::Resolver, term,
-        title::Titles,
+        Cluster, forget, jobs, membership, probe::Probes, resolve_key::Resolver,
+        source_check::SourceChecks, term, title::Titles,
     },
     sessions::{
         actor::Actor,
@@ -155,6 +155,7 @@ impl App {
             resolver: Resolver::default(),
             probes: Probes::default(),
             titles: Titles::default(),
+            source_checks: SourceChecks::default(),
             watched: forget::Watched::default(),
             jobs: jobs::Jobs::default(),
             peer_keys: ArcSwap::default(),

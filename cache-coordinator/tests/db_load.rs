@@ -404,6 +404,7 @@ async fn many_sessions() {
     };
     let put = v1::PutSourceRequest {
         validate_only: false,
+        check: false,
         source: Some(source),
     };
     process.cache().await.put_source(put).await.unwrap();

@@ -353,6 +353,7 @@ async fn invalid_arguments_name_their_field() {
     };
     let put = v1::PutSourceRequest {
         validate_only: false,
+        check: false,
         source: Some(v1::Source {
             name: "films".into(),
             base_url: "ftp://x".into(),
@@ -394,6 +395,7 @@ async fn a_source_is_known_to_every_edge_before_the_answer_or_the_edge_is_named(
     let mut client = coordinator.cache().await;
     let put = v1::PutSourceRequest {
         validate_only: false,
+        check: false,
         source: Some(v1::Source {
             name: "films".into(),
             base_url: BASE.into(),

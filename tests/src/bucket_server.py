@@ -1,7 +1,7 @@
 """A private bucket on moto, an independent S3 server, which checks each request's signature.
 
 python bucket_server.py HOST PORT BUCKET KEYS: KEYS is a JSON object that maps keys to files. Prints
-"ready" and the credentials of a user that may read, and serves until it is stopped.
+"ready" and the credentials of a user that may read and of one without rights, and serves until it is stopped.
 """
 
 import json
@@ -35,6 +35,8 @@ may_read = {"Effect": "Allow", "Action": ["s3:GetObject", "s3:ListBucket"], "Res
 policy = json.dumps({"Version": "2012-10-17", "Statement": [may_read]})
 iam.put_user_policy(UserName="edge", PolicyName="reads", PolicyDocument=policy)
 key = iam.create_access_key(UserName="edge")["AccessKey"]
+iam.create_user(UserName="stranger")
+stranger = iam.create_access_key(UserName="stranger")["AccessKey"]
 s3.create_bucket(Bucket=bucket)
 for name, path in json.loads(keys).items():
     with open(path, "rb") as body:
@@ -43,5 +45,11 @@ for name, path in json.loads(keys).items():
 reset = urllib.request.Request(f"{endpoint}/moto-api/reset-auth", data=b"0",
     headers={"Content-Type": "text/plain"})
 urllib.request.urlopen(reset).read()
-print("ready", json.dumps({"id": key["AccessKeyId"], "secret": key["SecretAccessKey"]}), flush=True)
+credentials = {
+    "id": key["AccessKeyId"],
+    "secret": key["SecretAccessKey"],
+    "stranger_id": stranger["AccessKeyId"],
+    "stranger_secret": stranger["SecretAccessKey"],
+}
+print("ready", json.dumps(credentials), flush=True)
 threading.Event().wait()

@@ -19,6 +19,8 @@ pub struct BucketServer {
     /// The key of a user that may read.
     pub access_key_id: String,
     pub secret_access_key: String,
+    /// Key id and secret of a user that may do nothing.
+    pub without_rights: [String; 2],
     _process: Process,
 }
 
@@ -51,6 +53,7 @@ impl BucketServer {
             address,
             access_key_id: text("id"),
             secret_access_key: text("secret"),
+            without_rights: [text("stranger_id"), text("stranger_secret")],
             _process: process,
         })
     }

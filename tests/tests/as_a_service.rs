@@ -357,6 +357,7 @@ fn a_watch_of_the_cluster_tells_of_sources_jobs_edges_and_chunks() {
         };
         let request = PutSourceRequest {
             validate_only: false,
+            check: false,
             source: Some(source),
         };
         let put = client.put_source(request).await.unwrap().into_inner();

@@ -1,12 +1,15 @@
 //! A private bucket on a third-party S3 server.
 #![allow(clippy::unwrap_used)]
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use chunkcache_tests::bucket_server::{BUCKET, BucketServer};
 use chunkcache_tests::http::Call;
-use chunkcache_tests::{CHUNK, Cluster, ClusterOptions, MIB, content, eventually};
+use chunkcache_tests::origin::Times;
+use chunkcache_tests::{CHUNK, Cluster, ClusterOptions, Fault, MIB, Object};
+use chunkcache_tests::{content, eventually};
 
 const FILM: u64 = 2 * CHUNK + MIB;
 /// Keys, and how a client may write them.
@@ -27,23 +30,33 @@ const KEYS: [(&str, &[&str]); 8] = [
     ),
 ];
 
-fn add(cluster: &Cluster, name: &str, server: &BucketServer, secret: &str) {
-    let directory = cluster.directory.path();
-    let file = directory.join(format!("{name}.key"));
-    std::fs::write(&file, format!("{}\n{secret}\n", server.access_key_id)).unwrap();
-    add_with(cluster, name, server, &["--access-key-file", path(&file)]);
+/// Writes a file of credentials; returns its path.
+fn key_file(cluster: &Cluster, name: &str, id: &str, secret: &str) -> String {
+    let file = cluster.directory.path().join(format!("{name}.key"));
+    std::fs::write(&file, format!("{id}\n{secret}\n")).unwrap();
+    path(&file).to_owned()
 }
 
-fn add_with(cluster: &Cluster, name: &str, server: &BucketServer, options: &[&str]) {
-    let (base, endpoint) = (
-        format!("s3://{BUCKET}/top"),
-        format!("http://{}", server.address),
-    );
-    let add = ["source", "add", name, &base, "--path-style"];
+/// Exit status and standard error.
+fn try_add(
+    cluster: &Cluster,
+    name: &str,
+    (base, server): (&str, SocketAddr),
+    options: &[&str],
+) -> (Option<i32>, String) {
+    let endpoint = format!("http://{server}");
+    let add = ["source", "add", name, base, "--path-style"];
     let add = [&add[..], &["--s3-endpoint", &endpoint], options].concat();
     let output = cluster.coordinator.cli(&add);
     let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{error}");
+    (output.status.code(), error.into_owned())
+}
+
+fn add_with(cluster: &Cluster, name: &str, server: &BucketServer, options: &[&str]) {
+    let base = format!("s3://{BUCKET}/top");
+    let added = try_add(cluster, name, (&base, server.address), options);
+    // Not a word about the check.
+    assert_eq!(added, (Some(0), String::new()));
 }
 
 fn path(path: &Path) -> &str {
@@ -65,7 +78,9 @@ fn a_private_bucket_of_another_server_is_read_whatever_its_keys_are() {
     // It refuses unsigned requests.
     let plain = Call::get("/films/top/plain.mp4").send(server.address);
     assert_eq!(plain.status, 403);
-    add(&cluster, "films", &server, &server.secret_access_key);
+    let (id, secret) = (&server.access_key_id, &server.secret_access_key);
+    let file = key_file(&cluster, "films", id, secret);
+    add_with(&cluster, "films", &server, &["--access-key-file", &file]);
     let address = cluster.edge().http;
     for (seed, (key, written)) in KEYS.iter().enumerate() {
         for name in *written {
@@ -83,7 +98,9 @@ fn a_private_bucket_of_another_server_is_read_whatever_its_keys_are() {
     assert!(film.body == content::bytes(99, 0, FILM));
     assert_eq!(film.header("content-type"), Some("video/mp4"));
     // A wrong secret is refused, and is not shown.
-    add(&cluster, "wrong", &server, "not-the-secret");
+    let file = key_file(&cluster, "wrong", id, "not-the-secret");
+    let options = ["--access-key-file", &file, "--no-check"];
+    add_with(&cluster, "wrong", &server, &options);
     let refused = Call::get("/wrong/film.mp4").send(address);
     assert_eq!(refused.status, 403, "{}", refused.text());
     let logs = std::fs::read_dir(cluster.directory.path()).unwrap();
@@ -119,7 +136,7 @@ fn rotated_credentials_of_an_edge_are_read_again() {
     };
     write("the-old-one");
     cluster.start_prepared();
-    add_with(&cluster, "films", &server, &[]);
+    add_with(&cluster, "films", &server, &["--no-check"]);
     let call = Call::get("/films/a.mp4");
     assert_eq!(call.send(cluster.edge().http).status, 403);
     write(&server.secret_access_key);
@@ -128,4 +145,77 @@ fn rotated_credentials_of_an_edge_are_read_again() {
         (got.status == 200).then_some(got)
     });
     assert_eq!(got.body, content::bytes(1, 0, 1_000));
+}
+
+#[test]
+fn a_bucket_is_asked_before_its_source_is_stored() {
+    let cluster = Cluster::start();
+    let object = [("top/a.mp4", content::bytes(1, 0, 1_000))];
+    let Some(server) = BucketServer::start(cluster.directory.path(), &object) else {
+        return;
+    };
+    let (id, secret) = (&server.access_key_id, &server.secret_access_key);
+    let right = key_file(&cluster, "right", id, secret);
+    let wrong = key_file(&cluster, "wrong", id, "not-the-secret");
+    let unknown = key_file(&cluster, "unknown", "AKIAIOSFODNN7EXAMPLE", secret);
+    let [denied_id, denied_secret] = &server.without_rights;
+    let denied = key_file(&cluster, "denied", denied_id, denied_secret);
+    let refused = |name: &str, base: &str, file: &str, words: &str| {
+        let options = ["--access-key-file", file];
+        let (status, said) = try_add(&cluster, name, (base, server.address), &options);
+        assert_eq!(status, Some(1), "{name}: {said}");
+        let named = format!("{base}: {words}");
+        assert!(said.contains(&named), "{name}: {said}");
+        assert!(said.contains("nothing was stored"), "{name}: {said}");
+        assert!(!said.contains("not-the-secret"), "{name}: {said}");
+    };
+    refused("bad-a", "s3://films/top", &wrong, "SignatureDoesNotMatch: ");
+    refused("bad-b", "s3://films/top", &unknown, "InvalidAccessKeyId: ");
+    refused("bad-c", "s3://films/top", &denied, "AccessDenied: ");
+    refused("bad-d", "s3://no-films", &right, "NoSuchBucket: ");
+    // A bucket of another region answers so, perhaps without a word in the body.
+    let region = ("x-amz-bucket-region".to_owned(), "eu-west-1".to_owned());
+    let elsewhere = Object::generated(1, 1).fault(Fault::Status(301, vec![region]), Times::Always);
+    cluster.put("/far/cache-edge-check", elsewhere);
+    let at = ("s3://far", cluster.origin.address());
+    let options = ["--access-key-file", &right];
+    let (status, said) = try_add(&cluster, "bad-e", at, &options);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("its region is eu-west-1"), "{said}");
+    let listed = || cluster.coordinator.json(&["source", "list"]).to_string();
+    assert!(!listed().contains("bad-"), "{}", listed());
+    // Nor is a source changed, unless it is not to be checked; what does not decide about its
+    // requests can be changed at any time.
+    add_with(&cluster, "films", &server, &["--access-key-file", &right]);
+    let set = |options: &[&str]| {
+        let set = [&["source", "set", "films"], options].concat();
+        cluster.coordinator.cli(&set).status.code()
+    };
+    assert_eq!(set(&["--access-key-file", &wrong]), Some(1));
+    let call = Call::get("/films/a.mp4");
+    call.send(cluster.edge().http).expect(200);
+    assert_eq!(set(&["--access-key-file", &wrong, "--no-check"]), Some(0));
+    assert_eq!(set(&["--max-connections", "3"]), Some(0));
+}
+
+#[test]
+fn a_bucket_that_no_edge_can_ask_is_stored_and_said_to_be_unchecked() {
+    let cluster = Cluster::with_edges(0);
+    let at = ("s3://films", cluster.origin.address());
+    let (status, said) = try_add(&cluster, "films", at, &[]);
+    assert_eq!(status, Some(0), "{said}");
+    let reason = "stored, but the bucket is unchecked: no edge is in session";
+    assert!(said.contains(reason), "{said}");
+    let set = ["source", "set", "films", "--region", "eu-west-1"];
+    let told = cluster.coordinator.json(&set);
+    assert!(
+        told["unchecked"].as_str().unwrap().contains("no edge"),
+        "{told}"
+    );
+    // An origin that is no bucket is not asked.
+    let told = cluster
+        .coordinator
+        .json(&["source", "add", "plain", "http://127.0.0.1:9"]);
+    assert!(told["unchecked"].is_null(), "{told}");
+    assert!(cluster.origin.all_hits().is_empty());
 }

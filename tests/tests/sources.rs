@@ -111,6 +111,7 @@ async fn sources_added_at_once_are_all_known() {
             adding.spawn(async move {
                 let request = PutSourceRequest {
                     validate_only: false,
+                    check: false,
                     source: Some(source),
                 };
                 client.put_source(request).await.unwrap();

@@ -146,6 +146,7 @@ async fn check(
             let request = PutSourceRequest {
                 source: Some(source.as_ref().clone()),
                 validate_only: true,
+                check: false,
             };
             let answer = client
                 .call(request, async |mut s, r| s.put_source(r).await)
@@ -203,6 +204,7 @@ async fn carry_out(checked: &Checked, client: &mut Client) -> Result<(), CliErro
             let request = PutSourceRequest {
                 source: Some(source.as_ref().clone()),
                 validate_only: false,
+                check: false,
             };
             let answer = client
                 .call(request, async |mut s, r| s.put_source(r).await)

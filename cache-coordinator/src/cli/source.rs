@@ -11,13 +11,19 @@ use service_kit::config::human_bytes;
 use super::connection::Client;
 use super::failure::CliError;
 use super::output::{Printer, Rows, or_dash, warn_unconfirmed, yes};
-use super::{source_options, source_use, text, unknown_verb, verb, view};
+use super::{is_set, source_options, source_use, switch, text, unknown_verb, verb, view};
 
 pub(super) fn command() -> Command {
     let name = || {
         Arg::new("NAME")
             .required(true)
             .help("The source's name: first part of its URLs")
+    };
+    let no_check = || {
+        switch(
+            "no-check",
+            "Store a bucket without an edge asking it whether it can be read",
+        )
     };
     let urls = || {
         Arg::new("BASE_URL")
@@ -31,11 +37,13 @@ pub(super) fn command() -> Command {
     let add = Command::new("add")
         .about("Add a source, or change all of one; every connected edge knows it before this ends")
         .args([name(), urls().required(true)])
-        .args(source_options::arguments());
+        .args(source_options::arguments())
+        .arg(no_check());
     let set = Command::new("set")
         .about("Change some settings of a source; an empty value is the default")
         .args([name(), urls()])
-        .args(source_options::arguments());
+        .args(source_options::arguments())
+        .arg(no_check());
     Command::new("source")
         .about("Registered origins")
         .subcommand_required(true)
@@ -72,12 +80,12 @@ pub(super) async fn run(
                 ..Source::default()
             };
             source_options::apply(arguments, &mut source)?;
-            put(source, client, printer).await
+            put(source, !is_set(arguments, "no-check"), client, printer).await
         }
         "set" => {
             let mut source = get(text(arguments, "NAME")?, client).await?;
             source_options::apply(arguments, &mut source)?;
-            put(source, client, printer).await
+            put(source, !is_set(arguments, "no-check"), client, printer).await
         }
         "list" => {
             let answer = client
@@ -127,7 +135,7 @@ pub(super) async fn run(
         "set-mode" => {
             let mut source = get(text(arguments, "NAME")?, client).await?;
             source.set_mode(source_options::parse_mode(text(arguments, "MODE")?));
-            put(source, client, printer).await
+            put(source, false, client, printer).await
         }
         other => Err(unknown_verb(other)),
     }
@@ -149,20 +157,27 @@ async fn get(name: &str, client: &mut Client) -> Result<Source, CliError> {
 
 async fn put(
     source: Source,
+    check: bool,
     client: &mut Client,
     printer: &mut Printer<'_>,
 ) -> Result<(), CliError> {
     let request = PutSourceRequest {
         validate_only: false,
+        check,
         source: Some(source),
     };
     let answer = client
         .call(request, async |mut s, r| s.put_source(r).await)
         .await?;
     warn_unconfirmed(&answer.unconfirmed_edges);
+    if !answer.unchecked.is_empty() {
+        let reason = &answer.unchecked;
+        eprintln!("warning: stored, but the bucket is unchecked: {reason}");
+    }
     let source = answer.source.unwrap_or_default();
     let mut json = view::source(&source);
     json["unconfirmed_edges"] = json!(answer.unconfirmed_edges);
+    json["unchecked"] = json!(Some(answer.unchecked).filter(|reason| !reason.is_empty()));
     printer.result(&json, || fields(&source).render())
 }
 

@@ -20,6 +20,7 @@ pub mod purge;
 pub mod ranges;
 pub mod readiness;
 pub mod resolve_key;
+pub mod source_check;
 pub mod source_rules;
 pub mod source_secrets;
 pub mod source_uses;
@@ -72,6 +73,8 @@ pub struct Cluster {
     pub probes: probe::Probes,
     /// Running requests for the objects of a title.
     pub titles: title::Titles,
+    /// Running checks of buckets.
+    pub source_checks: source_check::SourceChecks,
     /// Entries that have watchers, and so are not forgotten.
     pub watched: forget::Watched,
     /// Running jobs.

@@ -9,7 +9,7 @@ use v1::session_response::Message;
 use super::{
     Cluster,
     error::{Resource, ServiceError},
-    source_rules, source_secrets, source_uses,
+    source_check, source_rules, source_secrets, source_uses,
 };
 use crate::{
     db::writer::PutSource,
@@ -29,13 +29,18 @@ pub async fn put(
     request: v1::PutSourceRequest,
 ) -> Result<v1::PutSourceResponse, ServiceError> {
     cluster.require_leader()?;
-    let alone = cluster.publishing.lock().await;
-    let mut source = request
+    let given = request
         .source
         .ok_or_else(|| ServiceError::invalid("source", "expected a source"))?;
-    let before = cluster.source(&source.name);
-    source_secrets::restore(&mut source, before.as_ref());
-    let source = source_rules::check(source).map_err(ServiceError::Invalid)?;
+    let mut unchecked = String::new();
+    if request.check {
+        let (source, before) = read(cluster, given.clone())?;
+        if source_check::is_due(&source, before.as_ref()) {
+            unchecked = source_check::check(cluster, &source).await?;
+        }
+    }
+    let alone = cluster.publishing.lock().await;
+    let (source, before) = read(cluster, given)?;
     let is_same = |before: &v1::Source| {
         let revision = before.revision;
         *before
@@ -54,6 +59,7 @@ pub async fn put(
     if request.validate_only {
         return Ok(v1::PutSourceResponse {
             source: Some(source_secrets::redacted(source)),
+            unchecked,
             ..v1::PutSourceResponse::default()
         });
     }
@@ -77,7 +83,19 @@ pub async fn put(
         source: Some(source_secrets::redacted(put)),
         unconfirmed_edges: confirmed.unconfirmed,
         unchanged: false,
+        unchecked,
     })
+}
+
+/// The source as it would be stored, and as it is registered now.
+fn read(
+    cluster: &Cluster,
+    mut source: v1::Source,
+) -> Result<(v1::Source, Option<v1::Source>), ServiceError> {
+    let before = cluster.source(&source.name);
+    source_secrets::restore(&mut source, before.as_ref());
+    let source = source_rules::check(source).map_err(ServiceError::Invalid)?;
+    Ok((source, before))
 }
 
 /// One source, without its secrets.

@@ -374,6 +374,10 @@ async fn control(
             }
         }
         Request::TitleReport(report) => cluster.titles.answer(edge, report.sequence, report),
+        Request::SourceCheckReport(report) => {
+            let sequence = report.sequence;
+            cluster.source_checks.answer(edge, sequence, report.failed);
+        }
         Request::SourceAck(ack) => {
             live.sources_confirmed
                 .send_if_modified(|s| raise(s, ack.sequence));

@@ -89,6 +89,7 @@ impl Protocol {
                 | Message::FetchReport(_)
                 | Message::ProbeReport(_)
                 | Message::TitleReport(_)
+                | Message::SourceCheckReport(_)
                 | Message::Status(_)
                 | Message::SourceAck(_)
                 | Message::Drain(_)
@@ -125,6 +126,7 @@ pub fn name(message: &Message) -> &'static str {
         Message::FetchReport(_) => "FetchReport",
         Message::ProbeReport(_) => "ProbeReport",
         Message::TitleReport(_) => "TitleReport",
+        Message::SourceCheckReport(_) => "SourceCheckReport",
         Message::Status(_) => "EdgeStatus",
         Message::InvalidateAck(_) => "InvalidateAck",
         Message::SourceAck(_) => "SourceAck",

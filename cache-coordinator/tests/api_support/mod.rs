@@ -107,6 +107,7 @@ impl Coordinator {
         };
         let request = v1::PutSourceRequest {
             validate_only: false,
+            check: false,
             source: Some(source),
         };
         self.cache().await.put_source(request).await.unwrap();

@@ -248,6 +248,7 @@ impl Session {
             Message::Assign(assign) => self.assign(assign),
             Message::Probe(probe) => self.probe(probe),
             Message::Title(title) => self.list_title(title),
+            Message::SourceCheck(check) => self.check_source(check),
             Message::Reprioritise(change) => {
                 if let Ok(level) = Level::try_from(change.priority()) {
                     tracing::debug!(fetch = change.assignment_id, ?level, "has another level");
@@ -411,6 +412,20 @@ impl Session {
                 objects,
                 failed,
             }));
+        });
+    }
+
+    fn check_source(&self, check: v1::SourceCheckRequest) {
+        let (objects, link) = (self.objects.clone(), self.link.clone());
+        self.downloads.workers().spawn(async move {
+            let source = check.source.unwrap_or_default();
+            let checked = objects.parts().client.check_buckets(source).await;
+            link.send(session_request::Message::SourceCheckReport(
+                v1::SourceCheckReport {
+                    sequence: check.sequence,
+                    failed: checked.err().unwrap_or_default(),
+                },
+            ));
         });
     }
 

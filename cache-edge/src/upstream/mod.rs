@@ -5,6 +5,7 @@
 //! (`answer`), every wait has an end, and every retry a budget. Must not know players, the session
 //! with the coordinator, or how entries are found.
 
+mod bucket_check;
 pub mod client;
 pub mod connections;
 pub mod counters;

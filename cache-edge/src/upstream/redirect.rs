@@ -12,7 +12,7 @@ pub enum Redirect {
     Own(Url),
     /// A host that the source names; it gets none of the source's credentials.
     Named(Url),
-    /// Anywhere else: not followed.
+    /// Anywhere else, or no place that is named: not followed.
     Refused,
 }
 
@@ -28,9 +28,10 @@ pub fn read(
     if !matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
         return Ok(None);
     }
-    let location = headers
-        .get(header::LOCATION)
-        .ok_or_else(|| OriginError::Protocol("it redirects without saying where".into()))?;
+    // A bucket of another region names it in the body only.
+    let Some(location) = headers.get(header::LOCATION) else {
+        return Ok(Some(Redirect::Refused));
+    };
     // Servers send raw UTF-8 there; the URL has it escaped.
     let target = std::str::from_utf8(location.as_bytes())
         .ok()

@@ -25,11 +25,13 @@
 //! | [`cmsd`] | data about a response for players | CTA-5006 |
 //! | [`credential`] | signatures outside the query | |
 //! | [`steering`] | choosing the edge for a player | 8216bis, 7 |
+//! | [`bucket_error`] | the words in which a bucket refuses | |
 //! | [`cache_status`] | reporting how a request was answered | 9211 |
 //!
 //! **Deliberately absent.** Connections, callers and retries belong to the edge; whether a source
 //! is registered, to the coordinator; limits of clients' requests, to the HTTP server.
 
+pub mod bucket_error;
 pub mod cache_status;
 pub mod cmcd;
 pub mod cmsd;

@@ -227,6 +227,7 @@ impl CacheService for Fake {
             source: Some(source),
             unconfirmed_edges: vec![],
             unchanged: false,
+            unchecked: String::new(),
         }))
     }
 

@@ -223,6 +223,7 @@ async fn settings_of_origins_are_sent_as_written() {
         "pattern: \"a=b*\", seconds: 2",
         "quota_bytes: 1073741824",
         "redirect_hosts: [\"cdn.example\"]",
+        "validate_only: false, check: true",
     ] {
         assert!(
             asked[0].contains(expected),
@@ -230,6 +231,13 @@ async fn settings_of_origins_are_sent_as_written() {
             asked[0]
         );
     }
+}
+
+#[tokio::test]
+async fn a_bucket_is_not_checked_where_the_operator_says_so() {
+    let (result, asked) = run_fake(&["source", "add", "films", "s3://films", "--no-check"]).await;
+    result.unwrap();
+    assert!(asked[0].contains("check: false"), "{}", asked[0]);
 }
 
 #[tokio::test]
