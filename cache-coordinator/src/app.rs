@@ -13,6 +13,7 @@ use service_kit::{
     route,
     shutdown::TaskSet,
     systemd,
+    telemetry::MetricSender,
     tls::{self, CHECK_INTERVAL, Reloading, ServerFiles},
 };
 use tokio::{net::TcpListener, sync::watch};
@@ -197,6 +198,14 @@ impl App {
                 AcceptedConnection::new(connections, http_address),
             ),
         );
+        let (instance, telemetry) = (self.config.instance(), &self.config.telemetry);
+        if let Some(sender) = MetricSender::new("cache-coordinator", &instance, telemetry)? {
+            let (cluster, stop) = (Arc::clone(&cluster), stop.clone());
+            tasks.spawn("metrics", async move {
+                sender.run(stop, || http::scrape::families(&cluster)).await;
+                Ok(())
+            });
+        }
         for reloading in self.grpc_tls.iter().chain(&self.http_tls) {
             let watching = Arc::clone(reloading).watch(CHECK_INTERVAL, stop.clone());
             tasks.spawn("tls-reload", async move {

@@ -88,6 +88,12 @@ impl ServeOptions {
         }
     }
 
+    /// What distinguishes this process from others of its kind.
+    #[must_use]
+    pub fn instance(&self) -> String {
+        self.listen.to_string()
+    }
+
     /// TLS of the gRPC listener; the HTTP listener uses the same, without a client CA.
     #[must_use]
     pub fn tls(&self) -> Option<ServerFiles> {
@@ -106,6 +112,7 @@ impl config::Options for ServeOptions {
     const FOREIGN_VARIABLES: &'static [&'static str] = crate::cli::VARIABLES;
 
     fn check(&self, problems: &mut Problems) {
+        self.telemetry.check(problems);
         let (cert, key) = (self.tls_cert.is_some(), self.tls_key.is_some());
         if cert != key {
             let missing = if cert { "tls-key" } else { "tls-cert" };

@@ -62,7 +62,7 @@ fn serve(arguments: &ArgMatches) -> ExitCode {
 }
 
 async fn run(options: ServeOptions) -> anyhow::Result<()> {
-    let instance = options.listen.to_string();
+    let instance = options.instance();
     let telemetry = telemetry::init("cache-coordinator", &instance, &options.telemetry)?;
     let shutdown = token_on_signal()?;
     let result = match App::bind(options, shutdown).await {

@@ -16,7 +16,9 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 use scheduler::AskedAgain;
-use service_kit::metrics::{Exposition, INTERNAL_SECONDS, register_build_info};
+use service_kit::metrics::{
+    Exposition, INTERNAL_SECONDS, MetricFamily, families, register_build_info,
+};
 
 use crate::db::{DatabaseError, StatementObserver, writer::WriterObserver};
 
@@ -264,6 +266,12 @@ impl Metrics {
         add("hedge", bytes.hedge);
         add("own", bytes.own);
         add("peer", bytes.peer);
+    }
+
+    /// All of them, for export.
+    #[must_use]
+    pub fn families(&self) -> Vec<MetricFamily> {
+        families(&self.registry)
     }
 
     /// Encodes as text; `accept` is the scraper's header.

@@ -8,7 +8,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
-use service_kit::metrics::{Exposition, encode};
+use service_kit::metrics::{Exposition, MetricFamily, encode, families};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -260,6 +260,18 @@ impl AdminState for State {
     }
 
     fn metrics(&self, accept: Option<&str>) -> Option<Exposition> {
+        self.read(|registry| encode(registry, accept).ok())
+    }
+}
+
+impl State {
+    /// All metrics, for export.
+    pub fn families(&self) -> Vec<MetricFamily> {
+        self.read(families)
+    }
+
+    /// Passes the registry with present values.
+    fn read<T>(&self, encode: impl FnOnce(&Registry) -> T) -> T {
         // Locked over both loops, so that of two concurrent scrapes neither counts what the other
         // counted.
         let measures = self.measures.lock();
@@ -272,6 +284,6 @@ impl AdminState for State {
         for (counter, read) in &measures.counters {
             counter.inc_by(read(self).saturating_sub(counter.get()));
         }
-        encode(&measures.registry, accept).ok()
+        encode(&measures.registry)
     }
 }

@@ -18,6 +18,7 @@ use service_kit::{
     route,
     shutdown::{TaskSet, token_on_signal},
     systemd,
+    telemetry::{LogSender, MetricSender},
     tls::{self, ClientFiles, ServerFiles},
 };
 use tokio::{
@@ -327,7 +328,8 @@ pub async fn serve(options: Options, fetch: Workers) -> anyhow::Result<()> {
         directory: edge.link.clone(),
         this,
     };
-    settings.access_log = access_log(&options, &mut registry)?;
+    let access_log = access_log(&options, &mut registry)?;
+    settings.access_log.clone_from(&access_log);
     settings.cors = options.players.cors();
     settings.cmsd = options.players.cmsd;
     settings.limits = options.players.limits();
@@ -362,6 +364,15 @@ pub async fn serve(options: Options, fetch: Workers) -> anyhow::Result<()> {
         .context("starting the threads that serve players")?;
         Ok(())
     });
+    if let Some(sender) = MetricSender::new("cache-edge", &options.name, &options.telemetry)? {
+        let (metrics, stop) = (state.clone(), stop.clone());
+        tasks.spawn("metrics", async move {
+            sender
+                .run(stop, || std::future::ready(metrics.families()))
+                .await;
+            Ok(())
+        });
+    }
     tasks.spawn("admin", async move {
         server::admin::serve(admin_listener, admin_tls, state, stop).await;
         Ok(())
@@ -375,7 +386,13 @@ pub async fn serve(options: Options, fetch: Workers) -> anyhow::Result<()> {
 
     let result = tasks.run(options.drain_grace + END_GRACE).await;
     edge.downloads.close();
-    tokio::task::spawn_blocking(move || store.close()).await?;
+    let close = move || {
+        store.close();
+        if let Some(log) = access_log {
+            log.close();
+        }
+    };
+    tokio::task::spawn_blocking(close).await?;
     result.map_err(Into::into)
 }
 
@@ -394,13 +411,22 @@ fn access_log(
     options: &Options,
     registry: &mut Registry,
 ) -> anyhow::Result<Option<Arc<AccessLog>>> {
-    let Some(options) = &options.players.access_log else {
+    let Some(log_options) = &options.players.access_log else {
         return Ok(None);
     };
-    let log = AccessLog::start(options).context("--access-log")?;
+    let mut sender = None;
+    if options.players.logs_to_collector() {
+        let (instance, telemetry) = (&options.name, &options.telemetry);
+        sender = LogSender::new("cache-edge", instance, "access_log", telemetry)?;
+        if sender.is_none() {
+            // OpenTelemetry is turned off.
+            return Ok(None);
+        }
+    }
+    let log = AccessLog::start(log_options, sender).context("--access-log")?;
     registry.register(
         "access_log_dropped_lines",
-        "Lines of the access log that its target was too slow for",
+        "Lines of the access log that its target refused, or was too slow for",
         log.dropped(),
     );
     let mut hangups = signal(SignalKind::hangup())?;

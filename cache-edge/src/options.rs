@@ -11,7 +11,7 @@ use service_kit::{
         self, BytesOrPercent, Problems, parse_bytes, parse_bytes_or_percent, parse_duration,
         parse_socket_address, parse_url,
     },
-    telemetry::TelemetryOptions,
+    telemetry::{Signal, TelemetryOptions},
     tls::{ClientFiles, refuse_plain_listener},
 };
 use url::Url;
@@ -162,6 +162,16 @@ impl config::Options for Options {
 
     fn check(&self, problems: &mut Problems) {
         self.players.check(problems);
+        self.telemetry.check(problems);
+        if self.players.logs_to_collector()
+            && !self.telemetry.is_disabled()
+            && self.telemetry.endpoint(Signal::Logs).is_none()
+        {
+            problems.push(
+                "access-log",
+                "otlp needs --otlp-endpoint, or OTEL_EXPORTER_OTLP_ENDPOINT",
+            );
+        }
         for (cert, has_cert, key, has_key) in [
             (
                 "tls-cert",

@@ -74,6 +74,8 @@ pub struct Coordinator {
     pub grpc: SocketAddr,
     pub http: SocketAddr,
     pub arguments: Vec<String>,
+    /// Added to this process's own variables.
+    pub environment: Vec<(String, String)>,
     log: PathBuf,
     process: Option<Process>,
 }
@@ -93,6 +95,7 @@ impl Coordinator {
             grpc,
             http,
             arguments,
+            environment: Vec::new(),
             log: directory.join(format!("{name}.log")),
             process: None,
         }
@@ -102,6 +105,7 @@ impl Coordinator {
     pub fn spawn(&mut self) {
         let mut command = Command::new(program("cache-coordinator"));
         command.args(&self.arguments);
+        command.envs(self.environment.iter().cloned());
         self.process = Some(Process::spawn("cache-coordinator", &command, &self.log));
     }
 

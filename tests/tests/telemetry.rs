@@ -2,105 +2,29 @@
 //! secret in any of it.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use chunkcache_tests::authority::Authority;
 use chunkcache_tests::http::Call;
 use chunkcache_tests::services::program;
-use chunkcache_tests::{Cluster, ClusterOptions, MIB, Object, eventually, ports};
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
-    TraceService, TraceServiceServer,
-};
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTraceServiceRequest, ExportTraceServiceResponse,
-};
+use chunkcache_tests::{Cluster, ClusterOptions, MIB, Object, eventually};
+use opentelemetry_proto::tonic::common::v1::KeyValue;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::logs::v1::LogRecord;
+use opentelemetry_proto::tonic::metrics::v1::{Metric, metric::Data, number_data_point};
 use opentelemetry_proto::tonic::trace::v1::Span;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status};
+
+use collector::Collector;
+
+#[path = "telemetry/collector.rs"]
+mod collector;
 
 const WAIT: Duration = Duration::from_secs(30);
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
-
-type Received = Arc<Mutex<Vec<ExportTraceServiceRequest>>>;
-
-/// Replaces an OpenTelemetry collector.
-struct Collector {
-    address: std::net::SocketAddr,
-    received: Received,
-    _runtime: tokio::runtime::Runtime,
-}
-
-struct Receiver(Received);
-
-#[tonic::async_trait]
-impl TraceService for Receiver {
-    async fn export(
-        &self,
-        request: Request<ExportTraceServiceRequest>,
-    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        self.0.lock().unwrap().push(request.into_inner());
-        Ok(Response::new(ExportTraceServiceResponse::default()))
-    }
-}
-
-impl Collector {
-    fn start() -> Collector {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
-        let (address, received) = (ports::reserve(), Received::default());
-        let listener = runtime
-            .block_on(tokio::net::TcpListener::bind(address))
-            .unwrap();
-        let service = TraceServiceServer::new(Receiver(received.clone()));
-        runtime.spawn(
-            tonic::transport::Server::builder()
-                .add_service(service)
-                .serve_with_incoming(TcpListenerStream::new(listener)),
-        );
-        Collector {
-            address,
-            received,
-            _runtime: runtime,
-        }
-    }
-
-    /// All spans so far, with their services.
-    fn spans(&self) -> Vec<(String, Span)> {
-        let mut all = Vec::new();
-        for request in self.received.lock().unwrap().iter() {
-            for resource in &request.resource_spans {
-                let name = resource.resource.iter().flat_map(|it| &it.attributes);
-                let name = name
-                    .filter(|it| it.key == "service.name")
-                    .map(|it| format!("{:?}", it.value));
-                let service = name.collect::<String>();
-                let service = ["cache-edge", "cache-coordinator"]
-                    .into_iter()
-                    .find(|it| service.contains(it))
-                    .unwrap();
-                for scope in &resource.scope_spans {
-                    all.extend(
-                        scope
-                            .spans
-                            .iter()
-                            .map(|span| (service.to_owned(), span.clone())),
-                    );
-                }
-            }
-        }
-        all
-    }
-
-    fn text(&self) -> String {
-        format!("{:?}", self.received.lock().unwrap())
-    }
-}
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -125,6 +49,9 @@ fn traced(collector: &Collector) -> Cluster {
     let endpoint = format!("--otlp-endpoint=http://{}", collector.address);
     cluster.coordinator.arguments.push(endpoint.clone());
     cluster.edges[0].arguments.push(endpoint);
+    cluster.edges[0]
+        .arguments
+        .push("--access-log=json:otlp".to_owned());
     cluster
 }
 
@@ -207,6 +134,11 @@ fn one_trace_from_the_player_to_the_origin() {
         );
     }
 
+    // Nothing else is sent unless it is named.
+    assert!(collector.metrics().is_empty());
+    let scopes = collector.logs().into_iter().map(|(_, scope, _)| scope);
+    assert!(scopes.into_iter().all(|scope| scope == "access_log"));
+
     // A client without a trace begins one here, if traces are exported.
     Call::get(&film)
         .range(0, 10)
@@ -222,9 +154,155 @@ fn one_trace_from_the_player_to_the_origin() {
 }
 
 #[test]
+fn the_access_log_goes_to_the_collector() {
+    let collector = Collector::start();
+    let mut cluster = traced(&collector);
+    cluster.start_prepared();
+    let film = cluster.put("/film.mp4", Object::generated(23, 4 * MIB));
+    let address = cluster.edge().http;
+    let call = Call::get(&film).range(0, 1000);
+    let traced = call.header("traceparent", &traceparent());
+    traced.send(address).expect(206);
+    Call::get("/media/absent").send(address).expect(404);
+    // The end of the process sends the rest, so this has not to be waited for.
+    assert_eq!(cluster.edge_mut().terminate().code(), Some(0));
+
+    let mut lines = Vec::new();
+    for (service, scope, record) in collector.logs() {
+        if scope == "access_log" {
+            assert_eq!(service, "cache-edge");
+            lines.push(record);
+        }
+    }
+    assert_eq!(lines.len(), 2, "one record for each request: {lines:?}");
+    let status = |record: &LogRecord| {
+        let named = |it: &&KeyValue| it.key == "http.response.status_code";
+        let found = record.attributes.iter().find(named);
+        found.and_then(|it| it.value.clone()?.value)
+    };
+    assert_eq!(status(&lines[0]), Some(Value::IntValue(206)));
+    assert_eq!(status(&lines[1]), Some(Value::IntValue(404)));
+    let Some(Value::StringValue(body)) = lines[0].body.clone().unwrap().value else {
+        panic!("{:?}", lines[0]);
+    };
+    let line: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(line["bytes"], 1000);
+    assert_eq!(line["trace_id"], TRACE);
+    // Of the edge's own span, which the collector has as well.
+    assert_eq!(hex(&lines[0].trace_id), TRACE);
+    let spans = collector.spans();
+    let span = |record: &LogRecord| {
+        let mut spans = spans.iter().map(|(_, span)| span);
+        spans.find(|span| span.span_id == record.span_id).cloned()
+    };
+    assert_eq!(span(&lines[0]).unwrap().name, "request");
+    assert_eq!(
+        span(&lines[1]).unwrap().name,
+        "request",
+        "without a caller's trace"
+    );
+}
+
+#[test]
+fn metrics_and_logs_of_both_services_go_to_the_collector() {
+    let place = tempfile::tempdir().unwrap();
+    let authority = Authority::new(place.path());
+    let identity = authority.issue("collector", "IP:127.0.0.1");
+    let [cert, key] = [&identity.cert, &identity.key].map(|path| fs::read(path).unwrap());
+    let collector = Collector::start_with(Some(tonic::transport::Identity::from_pem(cert, key)));
+    let mut cluster = Cluster::prepare(ClusterOptions {
+        edges: 1,
+        edge_arguments: vec!["--background-fill=false", "--log-level=debug"],
+        ..ClusterOptions::default()
+    });
+    let endpoint = format!("https://{}", collector.address);
+    let trusted = authority.pem().display().to_string();
+    // By the options at one, by OpenTelemetry's variables at the other.
+    let variables = |variables: &[(&str, &str)]| -> Vec<(String, String)> {
+        let all = variables.iter();
+        all.map(|(name, value)| ((*name).into(), (*value).into()))
+            .collect()
+    };
+    cluster.coordinator.arguments.extend([
+        format!("--otlp-endpoint={endpoint}"),
+        "--otlp-signals=metrics,logs".to_owned(),
+    ]);
+    cluster.coordinator.environment = variables(&[("SSL_CERT_FILE", &trusted)]);
+    cluster.edges[0].environment = variables(&[
+        ("SSL_CERT_FILE", &trusted),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=film%20club"),
+        ("OTEL_TRACES_EXPORTER", "none"),
+        ("OTEL_METRICS_EXPORTER", "otlp"),
+        ("OTEL_METRIC_EXPORT_INTERVAL", "100"),
+        ("OTEL_LOGS_EXPORTER", "otlp"),
+    ]);
+    cluster.start_prepared();
+    let film = cluster.put("/film.mp4", Object::generated(24, 4 * MIB));
+    Call::get(&film)
+        .range(0, 999)
+        .header("traceparent", &traceparent())
+        .send(cluster.edge().http)
+        .expect(206);
+
+    // While it runs.
+    let count = |metric: &Metric| match &metric.data {
+        Some(Data::Sum(sum)) => sum.data_points.iter().find_map(|point| {
+            let labels = format!("{:?}", point.attributes);
+            let is_it = labels.contains("GET") && labels.contains("2xx");
+            is_it.then_some(point.value)
+        }),
+        _ => None,
+    };
+    eventually("the request is counted at the collector", WAIT, || {
+        let mut metrics = collector.metrics().into_iter();
+        let one = Some(number_data_point::Value::AsDouble(1.0));
+        metrics.find(|(service, metric)| {
+            service == "cache-edge"
+                && metric.name == "cache_edge_http_requests_total"
+                && count(metric) == Some(one)
+        })
+    });
+    assert_eq!(collector.tenants()[0], "film club");
+    let names_at = |text: String| -> BTreeSet<String> {
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        types
+            .filter_map(|it| Some(it.split_once(' ')?.0.to_owned()))
+            .collect()
+    };
+    let edge = names_at(Call::get("/metrics").send(cluster.edge().admin).text());
+    let coordinator = names_at(cluster.coordinator.get("/metrics").text());
+    // What is left is sent at the end.
+    assert_eq!(cluster.edge_mut().terminate().code(), Some(0));
+    assert_eq!(cluster.coordinator.terminate().code(), Some(0));
+    for (service, names) in [("cache-edge", edge), ("cache-coordinator", coordinator)] {
+        let metrics = collector.metrics().into_iter();
+        let sent: BTreeSet<String> = metrics
+            .filter(|(of, _)| of == service)
+            .map(|(_, metric)| metric.name)
+            .collect();
+        assert_eq!(sent, names, "{service} has the same names at /metrics");
+        let lines = collector
+            .logs()
+            .into_iter()
+            .filter(|(of, ..)| of == service);
+        assert!(lines.count() > 0, "no line of {service}");
+    }
+    let lines = collector.logs();
+    let answered = lines
+        .iter()
+        .find(|(_, _, line)| format!("{:?}", line.body).contains("answered"));
+    assert_eq!(hex(&answered.unwrap().2.trace_id), TRACE);
+    assert!(collector.spans().is_empty());
+}
+
+#[test]
 fn no_secret_is_logged_traced_or_counted() {
     let collector = Collector::start();
     let mut cluster = traced(&collector);
+    let signals = "--otlp-signals=traces,metrics,logs".to_owned();
+    cluster.coordinator.arguments.push(signals.clone());
+    cluster.edges[0].arguments.push(signals);
     let directory = cluster.directory.path().to_owned();
     let put = |name: &str, text: &str| {
         let path = directory.join(name);
@@ -362,6 +440,11 @@ fn no_secret_is_logged_traced_or_counted() {
         (of("cache-edge") && of("cache-coordinator")).then_some(spans.len())
     });
     println!("{spans} spans looked at");
+    let lines = eventually("lines of the access log came", WAIT, || {
+        let logs = collector.logs();
+        (!logs.is_empty()).then_some(logs.len())
+    });
+    println!("{lines} log records looked at");
     let metrics = Call::get("/metrics")
         .send(cluster.edge().admin)
         .expect(200)
@@ -379,7 +462,7 @@ fn no_secret_is_logged_traced_or_counted() {
     for (what, text) in [
         ("the edge's log", &edge_log),
         ("the coordinator's log", &coordinator_log),
-        ("the traces", &collector.text()),
+        ("what the collector has", &collector.text()),
         ("the metrics", &metrics),
     ] {
         for secret in &secrets {

@@ -11,7 +11,7 @@ mod health;
 mod json;
 mod live;
 mod purge;
-mod scrape;
+pub mod scrape;
 mod server;
 mod source_view;
 mod steer;

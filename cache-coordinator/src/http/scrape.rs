@@ -8,12 +8,13 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use chunkcache_proto::Level;
+use service_kit::metrics::MetricFamily;
 
 use crate::{metrics::LevelLabel, service::Cluster};
 
-/// Returns the metrics. The plan's counts are taken at the scrape, so they cost something once per
-/// scrape instead of once per event.
-pub async fn metrics(State(cluster): State<Arc<Cluster>>, headers: HeaderMap) -> Response {
+/// Takes the plan's counts: at each reading, so they cost something once per reading instead of
+/// once per event.
+async fn count_plan(cluster: &Cluster) {
     let counted = cluster
         .plan
         .ask(|plan| {
@@ -39,6 +40,17 @@ pub async fn metrics(State(cluster): State<Arc<Cluster>>, headers: HeaderMap) ->
                 .set(gauge(running[at]));
         }
     }
+}
+
+/// All metrics, for export.
+pub async fn families(cluster: &Cluster) -> Vec<MetricFamily> {
+    count_plan(cluster).await;
+    cluster.metrics.families()
+}
+
+/// Returns the metrics.
+pub async fn metrics(State(cluster): State<Arc<Cluster>>, headers: HeaderMap) -> Response {
+    count_plan(&cluster).await;
     let accept = headers
         .get(header::ACCEPT)
         .and_then(|value| value.to_str().ok());

@@ -10,7 +10,8 @@ use service_kit::config::{Problems, parse_bytes, parse_duration};
 use crate::{
     core::trusted_proxies::TrustedProxies,
     server::{
-        AccessLogOptions, AllowedOrigins, Cors, KeyFiles, Limits, Proxies, RequestRate, Timeouts,
+        AccessLogOptions, AllowedOrigins, Cors, Destination, KeyFiles, Limits, Proxies,
+        RequestRate, Timeouts,
     },
 };
 
@@ -48,7 +49,9 @@ pub struct PlayerOptions {
     #[arg(long)]
     pub cmsd: bool,
     /// Write one line per request: json, combined or w3c, optionally followed by :FILE, which is
-    /// reopened on SIGHUP, or :- for standard output [default: none]
+    /// reopened on SIGHUP; :- for standard output; :syslog for /dev/log, or
+    /// :syslog:udp://HOST:PORT, :syslog:tcp://HOST:PORT, :syslog:unix:///PATH (RFC 5424; the port
+    /// is 514 by default); or :otlp for log records to --otlp-endpoint [default: none]
     #[arg(long, value_name = "FORMAT[:TARGET]", value_parser = value_parser!(AccessLogOptions))]
     pub access_log: Option<AccessLogOptions>,
     /// Answer signed URLs only; one key per line: its id, a space, its secret; read again when it
@@ -179,6 +182,13 @@ impl PlayerOptions {
             send_header: self.proxy_protocol,
             trusted: TrustedProxies::new(self.trusted_proxies.clone()),
         }
+    }
+
+    /// Whether the access log needs an OpenTelemetry collector.
+    #[must_use]
+    pub fn logs_to_collector(&self) -> bool {
+        let options = self.access_log.as_ref();
+        options.is_some_and(|it| it.destination == Destination::Otlp)
     }
 
     /// Where the keys of signatures are; none: nothing has to be signed.

@@ -67,13 +67,14 @@ pub(super) async fn handle<O: Objects>(
         Err(mut problem) => {
             if problem.status.is_server_error() {
                 // Without the query, which may be signed.
-                tracing::warn!(
-                    parent: &span,
-                    path = %credential::redact_path(request.uri.path()),
-                    status = problem.status.as_u16(),
-                    detail = problem.detail,
-                    "refused"
-                );
+                span.in_scope(|| {
+                    tracing::warn!(
+                        path = %credential::redact_path(request.uri.path()),
+                        status = problem.status.as_u16(),
+                        detail = problem.detail,
+                        "refused"
+                    );
+                });
             }
             let cache_status = problem.cache_status.take();
             let mut response = problem.into_response();
@@ -101,9 +102,15 @@ pub(super) async fn handle<O: Objects>(
     let status = response.status().as_u16();
     span.record("status", status);
     // In the span, which names the request.
-    tracing::debug!(parent: &span, status, "answered");
+    span.in_scope(|| tracing::debug!(status, "answered"));
     if request.method == Method::HEAD {
         *response.body_mut() = EdgeBody::empty();
+    }
+    if !span.is_none()
+        && let Some(ids) = telemetry::span_context(&span)
+    {
+        // For the access log.
+        response.extensions_mut().insert(ids);
     }
     response
 }

@@ -38,7 +38,7 @@ mod socket;
 pub mod steering;
 
 pub use self::{
-    access_log::{AccessLog, AccessLogOptions},
+    access_log::{AccessLog, AccessLogOptions, Destination},
     body::{BodyData, BodyPlan, Delivery, ObjectBody, Part},
     connection::{Client, Timeouts},
     cors::{AllowedOrigins, Cors},

@@ -459,7 +459,7 @@ impl<O: Objects> Server<O> {
                 };
                 if let Some(mut line) = line {
                     let is_tls = server.settings.tls.is_some();
-                    line.answered(response.status(), response.headers(), is_tls);
+                    line.answered(&response, is_tls);
                     response.body_mut().log(line);
                 }
                 if parts.uri.path().starts_with("/_peer/") && response.status().is_success() {

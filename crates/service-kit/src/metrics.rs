@@ -1,6 +1,8 @@
 //! Metrics as text, and the buckets that both services use.
 
 use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::prometheus_protobuf;
+pub use prometheus_client::encoding::prometheus_protobuf::prometheus_data_model::MetricFamily;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -75,6 +77,13 @@ pub fn encode(registry: &Registry, accept: Option<&str>) -> Result<Exposition, s
         content_type: PROMETHEUS,
         body: as_prometheus_text(&body),
     })
+}
+
+/// All metrics, by their names at `/metrics`, for export elsewhere.
+#[must_use]
+pub fn families(registry: &Registry) -> Vec<MetricFamily> {
+    // Fails only if writing to memory fails.
+    prometheus_protobuf::encode(registry).unwrap_or_default()
 }
 
 /// Converts to the older text format, which describes a counter under the name of its samples,

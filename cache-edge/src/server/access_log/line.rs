@@ -7,8 +7,9 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
 use serde_json::json;
+use service_kit::telemetry::{self, AnyValue, SpanContext};
 
 use super::{AccessLog, Format};
 use crate::server::response::CACHE_STATUS;
@@ -45,7 +46,9 @@ pub struct Record {
     range: Option<HeaderValue>,
     user_agent: Option<HeaderValue>,
     referer: Option<HeaderValue>,
+    /// The client's, if this edge has no span of its own.
     traceparent: Option<HeaderValue>,
+    span: Option<SpanContext>,
     cmcd: Vec<HeaderValue>,
     status: StatusCode,
     cache_status: Option<HeaderValue>,
@@ -54,6 +57,8 @@ pub struct Record {
     first_byte: Option<Duration>,
     total: Duration,
     is_complete: bool,
+    /// Bytes of the request's head, which stays in memory as long as any of its values.
+    head_bytes: usize,
 }
 
 /// The log line of a running response body; it is written when this is dropped.
@@ -67,6 +72,8 @@ impl Pending {
     #[must_use]
     pub fn new(log: &Arc<AccessLog>, request: &http::request::Parts, client: IpAddr) -> Self {
         let get = |name: HeaderName| request.headers.get(name).cloned();
+        let values = request.headers.values().map(HeaderValue::len);
+        let target = request.uri.path_and_query();
         let cmcd = CMCD.iter().filter_map(|name| request.headers.get(*name));
         let record = Record {
             at: SystemTime::now(),
@@ -79,6 +86,7 @@ impl Pending {
             user_agent: get(header::USER_AGENT),
             referer: get(header::REFERER),
             traceparent: request.headers.get("traceparent").cloned(),
+            span: None,
             cmcd: cmcd.cloned().collect(),
             status: StatusCode::OK,
             cache_status: None,
@@ -87,6 +95,7 @@ impl Pending {
             first_byte: None,
             total: Duration::ZERO,
             is_complete: false,
+            head_bytes: values.sum::<usize>() + target.map_or(0, |it| it.as_str().len()),
         };
         Self {
             log: Arc::clone(log),
@@ -95,12 +104,13 @@ impl Pending {
         }
     }
 
-    pub fn answered(&mut self, status: StatusCode, headers: &HeaderMap, is_tls: bool) {
+    pub fn answered<B>(&mut self, response: &http::Response<B>, is_tls: bool) {
         if let Some(record) = &mut self.record {
-            record.status = status;
+            record.status = response.status();
             record.is_tls = is_tls;
-            record.cache_status = headers.get(CACHE_STATUS).cloned();
-            record.etag = headers.get(header::ETAG).cloned();
+            record.cache_status = response.headers().get(CACHE_STATUS).cloned();
+            record.etag = response.headers().get(header::ETAG).cloned();
+            record.span = response.extensions().get().cloned();
         }
     }
 
@@ -131,6 +141,63 @@ impl Drop for Pending {
 }
 
 impl Record {
+    /// What the record keeps in memory, roughly.
+    pub(super) fn size(&self) -> usize {
+        size_of::<Self>() + self.head_bytes
+    }
+
+    pub(super) fn at(&self) -> SystemTime {
+        self.at
+    }
+
+    /// The edge's span of the request, or else the client's.
+    pub(super) fn trace(&self) -> Option<SpanContext> {
+        let client = || telemetry::parse_traceparent(self.traceparent.as_ref()?.to_str().ok()?);
+        self.span.clone().or_else(client)
+    }
+
+    /// What a collector can search by; names of OpenTelemetry's semantic conventions where they
+    /// have one.
+    pub(super) fn attributes(&self) -> Vec<(&'static str, AnyValue)> {
+        let target = self.target();
+        let (path, query) = match target.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (target.as_str(), None),
+        };
+        let bytes = i64::try_from(self.bytes).unwrap_or(i64::MAX);
+        let version = match self.version {
+            Version::HTTP_10 => "1.0",
+            Version::HTTP_2 => "2",
+            Version::HTTP_3 => "3",
+            _ => "1.1",
+        };
+        let mut attributes = vec![
+            ("source", self.source().to_owned().into()),
+            ("client.address", self.client.to_string().into()),
+            ("http.request.method", self.method.to_string().into()),
+            ("url.path", path.to_owned().into()),
+            (
+                "url.scheme",
+                if self.is_tls { "https" } else { "http" }.into(),
+            ),
+            ("network.protocol.version", version.into()),
+            ("http.response.status_code", self.status.as_u16().into()),
+            ("http.response.body.size", bytes.into()),
+            ("duration_ms", milliseconds(self.total).into()),
+        ];
+        let agent = self.user_agent.as_ref().map(text);
+        let status = self.cache_status.as_ref().map(text);
+        let optional = [
+            ("url.query", query.map(ToOwned::to_owned)),
+            ("user_agent.original", agent),
+            ("cache_status", status),
+        ];
+        for (name, value) in optional {
+            attributes.extend(value.map(|value| (name, value.into())));
+        }
+        attributes
+    }
+
     pub(super) fn format(&self, format: Format, line: &mut String) {
         // Writing to a string cannot fail.
         let _ = match format {
@@ -141,14 +208,12 @@ impl Record {
     }
 
     fn json(&self) -> serde_json::Value {
-        let (path, _) = credential::split_path(self.uri.path());
-        let source = path.trim_start_matches('/').split('/').next();
         let cmcd: Vec<_> = self.cmcd.iter().map(text).collect();
         json!({
             "time": humantime::format_rfc3339_millis(self.at).to_string(),
             "client": self.client.to_string(),
             "method": self.method.as_str(),
-            "source": source.unwrap_or_default(),
+            "source": self.source(),
             "key": self.target(),
             "protocol": protocol(self.version),
             "tls": self.is_tls,
@@ -163,7 +228,7 @@ impl Record {
             "user_agent": self.user_agent.as_ref().map(text),
             "referer": self.referer.as_ref().map(|value| redact(&text(value))),
             "cmcd": (!cmcd.is_empty()).then(|| cmcd.join(",")),
-            "trace_id": self.trace_id(),
+            "trace_id": self.trace().map(|it| it.trace_id().to_string()),
         })
     }
 
@@ -215,6 +280,14 @@ impl Record {
         )
     }
 
+    fn source(&self) -> &str {
+        let (path, _) = credential::split_path(self.uri.path());
+        path.trim_start_matches('/')
+            .split('/')
+            .next()
+            .unwrap_or_default()
+    }
+
     /// Path and query without secrets.
     fn target(&self) -> String {
         redact(
@@ -222,12 +295,6 @@ impl Record {
                 .path_and_query()
                 .map_or("/", |target| target.as_str()),
         )
-    }
-
-    /// `00-TRACE-SPAN-FLAGS`
-    fn trace_id(&self) -> Option<&str> {
-        let parent = self.traceparent.as_ref()?.to_str().ok()?;
-        parent.split('-').nth(1).filter(|id| id.len() == 32)
     }
 
     #[cfg(test)]
@@ -244,6 +311,7 @@ impl Record {
             user_agent: value("a \"b\\"),
             referer: value("https://a.example/?token=hunter2"),
             traceparent: value("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+            span: None,
             cmcd: vec![HeaderValue::from_static("bl=100")],
             status: StatusCode::PARTIAL_CONTENT,
             cache_status: value("e; hit"),
@@ -252,7 +320,17 @@ impl Record {
             first_byte: Some(Duration::from_micros(1500)),
             total: Duration::from_millis(2),
             is_complete: true,
+            head_bytes: 300,
         }
+    }
+}
+
+#[cfg(test)]
+impl Record {
+    /// Makes the line longer.
+    pub(super) fn lengthen(&mut self, bytes: usize) {
+        self.user_agent = HeaderValue::from_str(&"a".repeat(bytes)).ok();
+        self.head_bytes += bytes;
     }
 }
 

@@ -1,178 +1,210 @@
 //! Writes one line per request, on its own thread.
 //!
 //! The serving thread collects the parts of a line (mostly reference-counted) and passes them on
-//! when the body ends; the writer formats and writes. The queue between them is bounded: with a
-//! slow target lines are lost and counted, but no request is delayed.
+//! when the body ends; the writer formats and sends. The queue between them is bounded in lines
+//! and in bytes: with a slow target lines are lost and counted, but no request is delayed.
 
 mod line;
+mod options;
+mod otlp;
+mod syslog;
+mod target;
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, BufWriter, Write},
-    path::PathBuf,
-    str::FromStr,
+    io,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use prometheus_client::metrics::counter::Counter;
+use service_kit::telemetry::LogSender;
 
-pub use self::line::{Pending, Record};
+use self::target::{Batch, FileTarget, Loss, Target};
+pub use self::{
+    line::{Pending, Record},
+    options::{AccessLogOptions, Destination, Format},
+};
 
 /// Lines that wait for the writer: a tenth of a second at full speed.
 const QUEUE: usize = 8192;
-/// Maximum number of lines between two flushes.
+/// Maximum memory of these lines and the ones being sent. A line with an ordinary head takes some
+/// 700 bytes.
+const QUEUE_BYTES: usize = 16 << 20;
+/// Maximum number of lines that are sent together.
 const BATCH: usize = 512;
-
-/// The format of a line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// One object per line, with all fields.
-    Json,
-    /// The Combined Log Format of Apache and nginx.
-    Combined,
-    /// W3C Extended Log File Format.
-    W3c,
-}
-
-/// `FORMAT[:TARGET]`; the target is a file, or `-` for standard output, which is the default.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AccessLogOptions {
-    pub format: Format,
-    /// `None`: standard output.
-    pub file: Option<PathBuf>,
-}
-
-impl FromStr for AccessLogOptions {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (format, target) = text.split_once(':').unwrap_or((text, "-"));
-        let format = match format {
-            "json" => Format::Json,
-            "combined" => Format::Combined,
-            "w3c" => Format::W3c,
-            _ => return Err("expected json, combined or w3c, and perhaps :FILE".to_owned()),
-        };
-        match target {
-            "" => Err("expected a file, or -, after the colon".to_owned()),
-            "-" => Ok(Self { format, file: None }),
-            file => Ok(Self {
-                format,
-                file: Some(file.into()),
-            }),
-        }
-    }
-}
+/// A batch of this many bytes is sent: collectors take messages of at most 4 MiB.
+const BATCH_BYTES: usize = 1 << 20;
+/// Time before the next attempt at a target that took no line of a batch.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long the end of the process waits for the last lines.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 enum Message {
     Line(Box<Record>),
     /// Makes the writer check `reopen` when there are no requests.
     WakeUp,
+    /// Ends the writer after the lines before, and answers.
+    Close(SyncSender<()>),
+}
+
+/// What both ends of the queue share.
+#[derive(Default)]
+struct Shared {
+    reopen: AtomicBool,
+    /// Memory of the lines in the queue and in the writer's batch.
+    queued_bytes: AtomicUsize,
+    dropped: Counter,
 }
 
 /// The producer's end of the log.
 pub struct AccessLog {
     queue: SyncSender<Message>,
-    reopen: Arc<AtomicBool>,
-    dropped: Counter,
+    shared: Arc<Shared>,
 }
 
 impl AccessLog {
-    /// Opens the target and starts the writer, which ends with the last handle.
+    /// Opens the target and starts the writer, which ends with the last handle. `sender` is for
+    /// lines that go to an OpenTelemetry collector.
     ///
     /// # Errors
     ///
     /// The file cannot be opened, or there are no more threads.
-    pub fn start(options: &AccessLogOptions) -> io::Result<Arc<Self>> {
-        let target = Target::open(options.clone())?;
+    pub fn start(options: &AccessLogOptions, sender: Option<LogSender>) -> io::Result<Arc<Self>> {
+        let format = options.format;
+        let target: Box<dyn Target> = match options.destination.clone() {
+            Destination::Stdout => Box::new(FileTarget::open(None, format)?),
+            Destination::File(path) => Box::new(FileTarget::open(Some(path), format)?),
+            Destination::Syslog(address) => Box::new(syslog::SyslogTarget::new(address)),
+            Destination::Otlp => match sender {
+                Some(sender) => Box::new(otlp::OtlpTarget::new(sender)),
+                None => return Err(io::Error::other("no OpenTelemetry collector is named")),
+            },
+        };
         let (queue, lines) = sync_channel(QUEUE);
-        let reopen = Arc::new(AtomicBool::new(false));
-        let wanted = Arc::clone(&reopen);
+        let shared = Arc::new(Shared::default());
+        let writer = Writer {
+            target,
+            format,
+            lines,
+            shared: Arc::clone(&shared),
+            is_failing: false,
+        };
         thread::Builder::new()
             .name("access-log".to_owned())
-            .spawn(move || write_lines(target, &lines, &wanted))?;
-        Ok(Arc::new(Self {
-            queue,
-            reopen,
-            dropped: Counter::default(),
-        }))
+            .spawn(move || writer.run())?;
+        Ok(Arc::new(Self { queue, shared }))
     }
 
-    /// Number of lines dropped because the target was too slow.
+    /// Number of lines that were not written: the target was too slow, or refused them.
     #[must_use]
     pub fn dropped(&self) -> Counter {
-        self.dropped.clone()
+        self.shared.dropped.clone()
     }
 
     /// Reopens the file after log rotation.
     pub fn reopen(&self) {
-        self.reopen.store(true, Ordering::Release);
+        self.shared.reopen.store(true, Ordering::Release);
         // A full queue wakes the writer as well.
         let _ = self.queue.try_send(Message::WakeUp);
     }
 
+    /// Sends what is queued, within some seconds. Blocks.
+    pub fn close(&self) {
+        let (done, closed) = sync_channel(1);
+        if self.queue.try_send(Message::Close(done)).is_ok() {
+            let _ = closed.recv_timeout(CLOSE_TIMEOUT);
+        }
+    }
+
     fn write(&self, record: Box<Record>) {
-        if self.queue.try_send(Message::Line(record)).is_err() {
-            self.dropped.inc();
+        let size = record.size();
+        let queued = self.shared.queued_bytes.fetch_add(size, Ordering::Relaxed);
+        let has_space = queued + size <= QUEUE_BYTES;
+        if !has_space || self.queue.try_send(Message::Line(record)).is_err() {
+            self.shared.queued_bytes.fetch_sub(size, Ordering::Relaxed);
+            self.shared.dropped.inc();
         }
     }
 }
 
-struct Target {
-    options: AccessLogOptions,
-    out: BufWriter<Box<dyn Write + Send>>,
+struct Writer {
+    target: Box<dyn Target>,
+    format: Format,
+    lines: Receiver<Message>,
+    shared: Arc<Shared>,
+    is_failing: bool,
 }
 
-impl Target {
-    fn open(options: AccessLogOptions) -> io::Result<Self> {
-        let out: Box<dyn Write + Send> = match &options.file {
-            None => Box::new(io::stdout()),
-            Some(path) => Box::new(append(path)?),
-        };
-        let mut target = Self {
-            options,
-            out: BufWriter::with_capacity(64 * 1024, out),
-        };
-        if target.options.format == Format::W3c {
-            target.out.write_all(line::W3C_HEADER.as_bytes())?;
-        }
-        Ok(target)
-    }
-}
-
-fn append(path: &PathBuf) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).open(path)
-}
-
-fn write_lines(mut target: Target, lines: &Receiver<Message>, reopen: &AtomicBool) {
-    let mut text = String::with_capacity(1024);
-    while let Ok(first) = lines.recv() {
-        if reopen.swap(false, Ordering::AcqRel) {
-            // If the file cannot be opened, the old one remains in use.
-            match Target::open(target.options.clone()) {
-                Ok(new) => target = new,
-                Err(error) => tracing::error!(%error, "the access log cannot be reopened"),
+impl Writer {
+    fn run(mut self) {
+        let mut batch = Batch::default();
+        while let Ok(first) = self.lines.recv() {
+            let close = self.gather(first, &mut batch);
+            if self.shared.reopen.swap(false, Ordering::AcqRel)
+                && let Err(error) = self.target.reopen()
+            {
+                tracing::error!(%error, "the access log cannot be reopened");
+            }
+            let is_refused = batch.len() > 0 && !self.send(&batch);
+            let size = batch.size();
+            self.shared.queued_bytes.fetch_sub(size, Ordering::Relaxed);
+            batch.clear();
+            if let Some(done) = close {
+                let _ = done.send(());
+                return;
+            }
+            if is_refused {
+                thread::sleep(PAUSE);
             }
         }
-        let batch = std::iter::once(first).chain(lines.try_iter().take(BATCH));
-        for message in batch {
-            let Message::Line(record) = message else {
-                continue;
+    }
+
+    /// Fills the batch with what is queued, and with what comes within the target's time. Returns
+    /// whom to tell when it is sent, if it is the last.
+    fn gather(&self, first: Message, batch: &mut Batch) -> Option<SyncSender<()>> {
+        let linger = self.target.linger();
+        let deadline = Instant::now() + linger;
+        let mut next = Some(first);
+        while let Some(message) = next {
+            match message {
+                Message::Line(record) => batch.push(*record, self.format),
+                Message::WakeUp => {}
+                Message::Close(done) => return Some(done),
+            }
+            let is_full = batch.len() >= BATCH || batch.text().len() >= BATCH_BYTES;
+            next = if is_full {
+                None
+            } else if linger.is_zero() {
+                self.lines.try_recv().ok()
+            } else {
+                let left = deadline.saturating_duration_since(Instant::now());
+                self.lines.recv_timeout(left).ok()
             };
-            text.clear();
-            record.format(target.options.format, &mut text);
-            text.push('\n');
-            if let Err(error) = target.out.write_all(text.as_bytes()) {
-                tracing::warn!(%error, "a line of the access log could not be written");
-            }
         }
-        if let Err(error) = target.out.flush() {
-            tracing::warn!(%error, "the access log could not be written");
+        None
+    }
+
+    /// `false`: the target took no line.
+    fn send(&mut self, batch: &Batch) -> bool {
+        match self.target.send(batch) {
+            Ok(()) => {
+                if std::mem::take(&mut self.is_failing) {
+                    tracing::info!("the access log is written again");
+                }
+                true
+            }
+            Err(Loss { lines, error }) => {
+                self.shared.dropped.inc_by(lines as u64);
+                if !std::mem::replace(&mut self.is_failing, true) {
+                    tracing::warn!(%error, lines, "lines of the access log could not be written");
+                }
+                lines < batch.len()
+            }
         }
     }
 }
@@ -183,31 +215,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn formats_and_targets() {
-        let parse = |text: &str| text.parse::<AccessLogOptions>();
-        assert_eq!(parse("json").unwrap().file, None);
-        assert_eq!(parse("w3c:-").unwrap().format, Format::W3c);
-        let file = parse("combined:/var/log/edge.log").unwrap().file;
-        assert_eq!(file, Some(PathBuf::from("/var/log/edge.log")));
-        for wrong in ["", "xml", "json:", ":/x"] {
-            assert!(parse(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
     fn a_file_moved_away_is_opened_anew() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
         let options = format!("combined:{}", path.display()).parse().unwrap();
-        let log = AccessLog::start(&options).unwrap();
+        let log = AccessLog::start(&options, None).unwrap();
         let written = |path: &std::path::Path, count: usize| {
-            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+            let deadline = Instant::now() + Duration::from_secs(20);
             loop {
                 let text = std::fs::read_to_string(path).unwrap_or_default();
                 if text.lines().count() == count {
                     return;
                 }
-                assert!(std::time::Instant::now() < deadline, "{text}");
+                assert!(Instant::now() < deadline, "{text}");
                 thread::yield_now();
             }
         };
@@ -223,17 +243,88 @@ mod tests {
     }
 
     #[test]
+    fn what_is_queued_is_written_before_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let options = format!("json:{}", path.display()).parse().unwrap();
+        let log = AccessLog::start(&options, None).unwrap();
+        for _ in 0..2 * BATCH {
+            log.write(Box::new(Record::sample()));
+        }
+        log.close();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().count(), 2 * BATCH);
+        assert_eq!(log.shared.queued_bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
     fn a_full_queue_costs_lines_and_no_request() {
         let (queue, lines) = sync_channel(1);
         let log = AccessLog {
             queue,
-            reopen: Arc::default(),
-            dropped: Counter::default(),
+            shared: Arc::default(),
         };
         for _ in 0..3 {
             log.write(Box::new(Record::sample()));
         }
         assert_eq!(log.dropped().get(), 2);
         drop(lines);
+    }
+
+    #[test]
+    fn the_queue_is_bounded_in_bytes() {
+        const HEAD: usize = 1 << 20;
+        let (queue, lines) = sync_channel(QUEUE);
+        let log = AccessLog {
+            queue,
+            shared: Arc::default(),
+        };
+        for _ in 0..2 * QUEUE_BYTES / HEAD {
+            let mut record = Record::sample();
+            record.lengthen(HEAD);
+            log.write(Box::new(record));
+        }
+        let queued = lines.try_iter().count();
+        assert!(queued * HEAD < QUEUE_BYTES, "{queued}");
+        assert_eq!(
+            log.dropped().get() as usize,
+            2 * QUEUE_BYTES / HEAD - queued
+        );
+    }
+
+    /// Refuses everything.
+    struct Refusing;
+
+    impl Target for Refusing {
+        fn send(&mut self, batch: &Batch) -> Result<(), Loss> {
+            let error = io::Error::other("refused");
+            let lines = batch.len();
+            Err(Loss { lines, error })
+        }
+    }
+
+    #[test]
+    fn what_a_target_refuses_is_counted() {
+        let (queue, lines) = sync_channel(QUEUE);
+        let shared = Arc::new(Shared::default());
+        let log = AccessLog {
+            queue,
+            shared: Arc::clone(&shared),
+        };
+        for _ in 0..3 {
+            log.write(Box::new(Record::sample()));
+        }
+        let (done, _closed) = sync_channel(1);
+        log.queue.send(Message::Close(done)).unwrap();
+        let target = Box::new(Refusing);
+        Writer {
+            target,
+            format: Format::Json,
+            lines,
+            shared,
+            is_failing: false,
+        }
+        .run();
+        assert_eq!(log.dropped().get(), 3);
     }
 }

@@ -1,8 +1,12 @@
-//! Logs and traces: one subscriber per process, W3C trace context in and out, OTLP if configured.
+//! Logs, traces and metrics: one subscriber per process, W3C trace context in and out, OTLP if
+//! configured.
 //!
 //! The OpenTelemetry layer is always installed, so that a caller's `traceparent` is passed on even
 //! if nothing is exported. Logs go to standard error: standard output belongs to commands.
 
+mod logs;
+mod metrics;
+mod otlp;
 mod propagation;
 
 use std::io::IsTerminal as _;
@@ -10,17 +14,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use opentelemetry::trace::TracerProvider as _;
-use opentelemetry_otlp::{WithExportConfig as _, WithTonicConfig as _};
-use opentelemetry_sdk::Resource;
+use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
+use opentelemetry_sdk::logs::SdkLoggerProvider;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
-use tracing_subscriber::filter::{FilterExt as _, LevelFilter, filter_fn};
-use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::filter::{FilterExt, LevelFilter, filter_fn};
+use tracing_subscriber::layer::{Filter, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::config::{parse_ratio, parse_url};
 
-pub use propagation::{inject, inject_metadata, set_parent, set_parent_from_metadata, trace_id};
+pub use logs::{LogRecord, LogSender};
+pub use metrics::MetricSender;
+pub use opentelemetry::logs::AnyValue;
+pub use opentelemetry::trace::SpanContext;
+pub use otlp::Signal;
+pub use propagation::{
+    inject, inject_metadata, parse_traceparent, set_parent, set_parent_from_metadata, span_context,
+    trace_id,
+};
 
 /// Longest time one export to the collector may take.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,8 +60,10 @@ pub fn exports() -> bool {
 
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    #[error("trace export can not be set up: {0}")]
+    #[error("export to the OpenTelemetry collector can not be set up: {0}")]
     Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
+    #[error("OpenTelemetry collector can not be used: {0}")]
+    Endpoint(String),
     #[error("log filter is not right: {0}")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
     #[error("telemetry is set up already")]
@@ -65,29 +79,18 @@ pub struct TelemetryOptions {
     /// Log level: error, warn, info, debug, trace, or a filter such as info,cache_edge=debug
     #[arg(long, value_name = "FILTER", default_value = "info", value_parser = parse_filter)]
     pub log_level: String,
-    /// OpenTelemetry collector that traces are sent to, over gRPC, as OTEL_EXPORTER_OTLP_ENDPOINT
-    /// says it [default: none: nothing is sent]
+    /// OpenTelemetry collector that --otlp-signals are sent to, over gRPC, as
+    /// OTEL_EXPORTER_OTLP_ENDPOINT says it [default: none: nothing is sent]
     #[arg(long, value_name = "URL", value_parser = parse_url)]
     pub otlp_endpoint: Option<url::Url>,
+    /// What is sent: traces, the metrics of /metrics, the process's log lines; as
+    /// OTEL_TRACES_EXPORTER, OTEL_METRICS_EXPORTER and OTEL_LOGS_EXPORTER say it
+    /// [default: traces]
+    #[arg(long, value_name = "SIGNAL", value_enum, value_delimiter = ',')]
+    pub otlp_signals: Vec<Signal>,
     /// Part of new traces that is recorded, 0 to 1; a caller's own decision is kept
     #[arg(long, value_name = "RATIO", default_value = "0.01", value_parser = parse_ratio)]
     pub trace_sample_ratio: f64,
-}
-
-impl TelemetryOptions {
-    /// The option, or OpenTelemetry's own variables. Its library reads headers, timeouts and
-    /// resource attributes from such variables.
-    fn otlp_endpoint(&self) -> Option<String> {
-        if std::env::var("OTEL_SDK_DISABLED").is_ok_and(|value| value.eq_ignore_ascii_case("true"))
-        {
-            return None;
-        }
-        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let option = self.otlp_endpoint.as_ref().map(|url| url.to_string());
-        option
-            .or_else(|| variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
-            .or_else(|| variable("OTEL_EXPORTER_OTLP_ENDPOINT"))
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -98,17 +101,24 @@ pub enum LogFormat {
 
 /// Held by `main`; [`Telemetry::shutdown`] sends what is not exported yet.
 pub struct Telemetry {
-    provider: SdkTracerProvider,
+    traces: SdkTracerProvider,
+    logs: Option<SdkLoggerProvider>,
 }
 
 impl Telemetry {
     /// Exports the rest, within a few seconds. The process is ending: errors are logged only.
     pub async fn shutdown(self) {
-        let stop = move || self.provider.shutdown_with_timeout(EXPORT_TIMEOUT);
+        let stop = move || {
+            let traces = self.traces.shutdown_with_timeout(EXPORT_TIMEOUT);
+            let logs = self
+                .logs
+                .map(|logs| logs.shutdown_with_timeout(EXPORT_TIMEOUT));
+            traces.and(logs.unwrap_or(Ok(())))
+        };
         match tokio::task::spawn_blocking(stop).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the last traces were not sent"),
-            Err(error) => tracing::warn!(%error, "the last traces were not sent"),
+            Ok(Err(error)) => tracing::warn!(%error, "the last traces or logs were not sent"),
+            Err(error) => tracing::warn!(%error, "the last traces or logs were not sent"),
         }
     }
 }
@@ -120,23 +130,61 @@ pub fn init(
     options: &TelemetryOptions,
 ) -> Result<Telemetry, TelemetryError> {
     let provider = tracer_provider(service, instance, options)?;
-    let filter = EnvFilter::try_new(&options.log_level)?;
+    let exported = logger_provider(service, instance, options)?;
     let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let logs = if options.log_format == LogFormat::Json {
         logs.json().flatten_event(true).boxed()
     } else {
         logs.with_ansi(std::io::stderr().is_terminal()).boxed()
     };
+    let bridge = match &exported {
+        Some(provider) => {
+            let bridge = OpenTelemetryTracingBridge::new(provider);
+            Some(bridge.with_filter(log_filter(options)?))
+        }
+        None => None,
+    };
     let traces = tracing_opentelemetry::layer().with_tracer(provider.tracer(service));
     // The filter applies to logs only: traces must not depend on the log level.
     tracing_subscriber::registry()
         .with(traces.with_filter(LevelFilter::INFO))
-        .with(logs.with_filter(filter.and(filter_fn(|metadata| {
-            *metadata.level() <= tracing::Level::INFO || !is_wordy(metadata.target())
-        }))))
+        .with(logs.with_filter(log_filter(options)?))
+        .with(bridge)
         .try_init()?;
-    EXPORTS.store(options.otlp_endpoint().is_some(), Ordering::Relaxed);
-    Ok(Telemetry { provider })
+    let exports = options.endpoint_if_sent(Signal::Traces).is_some();
+    EXPORTS.store(exports, Ordering::Relaxed);
+    Ok(Telemetry {
+        traces: provider,
+        logs: exported,
+    })
+}
+
+fn log_filter<S: 'static>(
+    options: &TelemetryOptions,
+) -> Result<impl Filter<S> + 'static + use<S>, TelemetryError> {
+    let filter = EnvFilter::try_new(&options.log_level)?;
+    let others = filter_fn(|metadata| {
+        *metadata.level() <= tracing::Level::INFO || !is_wordy(metadata.target())
+    });
+    Ok(FilterExt::<S>::and(filter, others))
+}
+
+/// For the log lines of the process, if they are exported.
+fn logger_provider(
+    service: &'static str,
+    instance: &str,
+    options: &TelemetryOptions,
+) -> Result<Option<SdkLoggerProvider>, TelemetryError> {
+    let Some(endpoint) = options.endpoint_if_sent(Signal::Logs) else {
+        return Ok(None);
+    };
+    let exporter = opentelemetry_otlp::LogExporter::builder().with_tonic();
+    let exporter = otlp::connect(exporter, &endpoint).build()?;
+    let provider = SdkLoggerProvider::builder()
+        .with_resource(otlp::resource(service, instance))
+        .with_batch_exporter(exporter)
+        .build();
+    Ok(Some(provider))
 }
 
 fn tracer_provider(
@@ -144,34 +192,15 @@ fn tracer_provider(
     instance: &str,
     options: &TelemetryOptions,
 ) -> Result<SdkTracerProvider, TelemetryError> {
-    let resource = Resource::builder()
-        .with_service_name(service)
-        // All crates of the workspace have one version.
-        .with_attribute(opentelemetry::KeyValue::new(
-            "service.version",
-            env!("CARGO_PKG_VERSION"),
-        ))
-        .with_attribute(opentelemetry::KeyValue::new(
-            "service.instance.id",
-            instance.to_owned(),
-        ))
-        .build();
-    let builder = SdkTracerProvider::builder().with_resource(resource);
-    let Some(endpoint) = options.otlp_endpoint() else {
+    let builder = SdkTracerProvider::builder().with_resource(otlp::resource(service, instance));
+    let Some(endpoint) = options.endpoint_if_sent(Signal::Traces) else {
         // Ids are still created and passed on; only traces that a caller asked for are recorded.
         return Ok(builder
             .with_sampler(Sampler::ParentBased(Box::new(Sampler::AlwaysOff)))
             .build());
     };
-    let mut exporter = opentelemetry_otlp::SpanExporter::builder()
-        .with_tonic()
-        .with_endpoint(&endpoint)
-        .with_timeout(EXPORT_TIMEOUT);
-    if endpoint.starts_with("https:") {
-        let roots = tonic::transport::ClientTlsConfig::new().with_native_roots();
-        exporter = exporter.with_tls_config(roots);
-    }
-    let exporter = exporter.build()?;
+    let exporter = opentelemetry_otlp::SpanExporter::builder().with_tonic();
+    let exporter = otlp::connect(exporter, &endpoint).build()?;
     let ratio = Sampler::TraceIdRatioBased(options.trace_sample_ratio);
     Ok(builder
         .with_batch_exporter(exporter)
@@ -230,10 +259,12 @@ mod tests {
                 log_format: LogFormat::Json,
                 log_level: "info".to_owned(),
                 otlp_endpoint: Some(endpoint.parse().unwrap()),
+                otlp_signals: vec![Signal::Traces, Signal::Logs],
                 trace_sample_ratio: 1.0,
             };
-            let provider = tracer_provider("test", "one", &options).unwrap();
-            Telemetry { provider }.shutdown().await;
+            let traces = tracer_provider("test", "one", &options).unwrap();
+            let logs = logger_provider("test", "one", &options).unwrap();
+            Telemetry { traces, logs }.shutdown().await;
         }
     }
 }

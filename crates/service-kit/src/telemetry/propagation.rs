@@ -1,8 +1,10 @@
 //! W3C trace context (`traceparent`, `tracestate`) between spans and the headers of HTTP and gRPC.
 
+use std::collections::HashMap;
+
 use http::HeaderMap;
 use opentelemetry::propagation::TextMapPropagator as _;
-use opentelemetry::trace::TraceContextExt as _;
+use opentelemetry::trace::{SpanContext, TraceContextExt as _};
 use opentelemetry_http::{HeaderExtractor, HeaderInjector};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tonic::metadata::MetadataMap;
@@ -35,9 +37,22 @@ pub fn inject_metadata(span: &Span, metadata: &mut MetadataMap) {
 
 /// The trace of `span`, as 32 hexadecimal digits, for log lines and error answers.
 pub fn trace_id(span: &Span) -> Option<String> {
+    span_context(span).map(|context| context.trace_id().to_string())
+}
+
+/// The ids of `span`, unless it is disabled.
+pub fn span_context(span: &Span) -> Option<SpanContext> {
     let context = span.context();
-    let id = context.span().span_context().trace_id();
-    (id != opentelemetry::trace::TraceId::INVALID).then(|| id.to_string())
+    let ids = context.span().span_context().clone();
+    ids.is_valid().then_some(ids)
+}
+
+/// The ids in the value of a `traceparent` header.
+pub fn parse_traceparent(text: &str) -> Option<SpanContext> {
+    let carrier = HashMap::from([("traceparent".to_owned(), text.to_owned())]);
+    let context = TraceContextPropagator::new().extract(&carrier);
+    let ids = context.span().span_context().clone();
+    ids.is_valid().then_some(ids)
 }
 
 fn adopt(span: &Span, headers: &HeaderMap) {
@@ -91,6 +106,21 @@ mod tests {
             inject(&inner, &mut out);
             assert!(out["traceparent"].to_str().unwrap().contains(TRACE));
         });
+    }
+
+    #[test]
+    fn the_ids_of_a_header() {
+        let ids = parse_traceparent(&format!("00-{TRACE}-00f067aa0ba902b7-01")).unwrap();
+        assert_eq!(ids.trace_id().to_string(), TRACE);
+        assert_eq!(ids.span_id().to_string(), "00f067aa0ba902b7");
+        assert!(ids.is_sampled());
+        for wrong in [
+            "",
+            "00-zz-1",
+            &format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32)),
+        ] {
+            assert!(parse_traceparent(wrong).is_none(), "{wrong}");
+        }
     }
 
     #[test]
