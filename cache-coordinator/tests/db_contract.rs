@@ -11,8 +11,8 @@ use std::{
 use cache_coordinator::{
     db::{
         ChangeKind, Database, DatabaseConfig, DatabaseError, Digest, EdgeStatus, EntryCursor,
-        EntryRecord, Health, JobStatus, Leadership, LogPage, MigrateMode, NoObserver, SchemaError,
-        lease::StepDown, migrations, statements, writer::*,
+        EntryRecord, Health, JobStatus, JobTiming, JobWindow, Leadership, LogPage, MigrateMode,
+        NoObserver, SchemaError, lease::StepDown, migrations, statements, writer::*,
     },
     events::{Event, Filter},
 };

@@ -90,6 +90,35 @@ pub(super) fn parse_range(text: &str) -> Result<WrittenRange, String> {
     }
 }
 
+/// A part of each day as written; the coordinator knows the time zones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct WrittenWindow {
+    pub start: String,
+    pub end: String,
+}
+
+/// `HH:MM-HH:MM`
+pub(super) fn parse_window(text: &str) -> Result<WrittenWindow, String> {
+    let expected = "expected HH:MM-HH:MM, for example 01:00-06:00";
+    let is_time = |text: &str| {
+        let parts = text.split_once(':').filter(|_| text.len() == 5);
+        let below = |text: &str, limit: u8| text.parse::<u8>().is_ok_and(|it| it < limit);
+        parts.is_some_and(|(hour, minute)| below(hour, 24) && below(minute, 60))
+    };
+    match text.trim().split_once('-') {
+        Some((start, end)) if is_time(start) && is_time(end) => {
+            if start == end {
+                return Err("expected an end that is not the start".to_owned());
+            }
+            Ok(WrittenWindow {
+                start: start.to_owned(),
+                end: end.to_owned(),
+            })
+        }
+        _ => Err(expected.to_owned()),
+    }
+}
+
 /// The beginning of something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Beginning {
@@ -131,6 +160,22 @@ mod tests {
         ));
         for bad in ["films", "", "/", "films/"] {
             assert!(entry_name(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn windows() {
+        let window = parse_window("22:00-06:30").unwrap();
+        assert_eq!((&*window.start, &*window.end), ("22:00", "06:30"));
+        for bad in [
+            "",
+            "1:00-2:00",
+            "24:00-01:00",
+            "01:60-02:00",
+            "01:00",
+            "01:00-01:00",
+        ] {
+            assert!(parse_window(bad).is_err(), "{bad}");
         }
     }
 

@@ -4,17 +4,19 @@ use std::path::PathBuf;
 
 use chunkcache_proto::v1::{
     ByteRange, CancelJobRequest, EntryName, Job, JobState, ListJobsRequest, OpenEntryRequest,
-    PrecacheRequest, Priority, WatchJobRequest,
+    PrecacheRequest, Priority, TimeWindow, WatchJobRequest,
 };
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde_json::Value;
-use service_kit::config::{human_bytes, human_duration};
+use service_kit::config::{human_bytes, human_duration, parse_bytes};
 use tonic::Code;
 
 use super::connection::Client;
 use super::entry::percent;
 use super::failure::{CliError, refused};
-use super::names::{Beginning, WrittenRange, entry_name, parse_first, parse_range};
+use super::names::{
+    Beginning, WrittenRange, WrittenWindow, entry_name, parse_first, parse_range, parse_window,
+};
 use super::output::{Printer, Rows, or_dash};
 use super::progress::Progress;
 use super::watch::{MAX_ATTEMPTS, PAUSE};
@@ -83,6 +85,24 @@ pub(super) fn arguments() -> Vec<Arg> {
             .value_parser(["high", "medium", "low"])
             .default_value("medium")
             .help("Level the chunks are fetched at"),
+        Arg::new("window")
+            .long("window")
+            .value_name("HH:MM-HH:MM")
+            .value_parser(parse_window)
+            .help("Fetch in this part of each day only; it may include midnight"),
+        Arg::new("time-zone")
+            .long("time-zone")
+            .value_name("NAME")
+            .requires("window")
+            .help("Time zone of --window, for example Europe/Berlin [default: UTC]"),
+        Arg::new("max-rate")
+            .long("max-rate")
+            .value_name("BYTES/S")
+            .value_parser(parse_bytes)
+            .help(
+                "Limit of bytes per second, of all its edges together, over some ten seconds \
+                 [default: none]",
+            ),
         switch(
             "follow",
             "Show progress until the job ends; exit status 1 if it fails",
@@ -97,6 +117,8 @@ pub(super) struct Wanted {
     ranges: Vec<WrittenRange>,
     edges: Vec<String>,
     priority: Priority,
+    window: Option<TimeWindow>,
+    max_rate: u64,
 }
 
 impl Wanted {
@@ -140,6 +162,15 @@ impl Wanted {
                 "low" => Priority::Low,
                 _ => Priority::Medium,
             },
+            window: matches.get_one("window").map(|window: &WrittenWindow| {
+                let zone: Option<&String> = matches.get_one("time-zone");
+                TimeWindow {
+                    start: window.start.clone(),
+                    end: window.end.clone(),
+                    time_zone: zone.cloned().unwrap_or_default(),
+                }
+            }),
+            max_rate: matches.get_one("max-rate").copied().unwrap_or_default(),
         })
     }
 }
@@ -214,6 +245,8 @@ pub(super) async fn ask(wanted: &Wanted, client: &mut Client) -> Result<Job, Cli
         ranges,
         edges: wanted.edges.clone(),
         priority: wanted.priority.into(),
+        window: wanted.window.clone(),
+        max_rate_bytes_per_second: wanted.max_rate,
     };
     let answer = client
         .call(request, async |mut s, r| s.precache(r).await)
@@ -246,7 +279,10 @@ pub(super) async fn is_asked_for(wanted: &Wanted, client: &mut Client) -> Result
         ranges.sort_unstable();
         let asked: Vec<(u64, u64)> = job.ranges.iter().map(|it| (it.start, it.end)).collect();
         let asks = matches!(job.state(), JobState::Running | JobState::Done);
-        asks && is_named && asked == ranges && job.edges == wanted.edges
+        // When it was fetched does not matter afterwards.
+        let is_timed_so = job.state() == JobState::Done
+            || (job.window == wanted.window && job.max_rate_bytes_per_second == wanted.max_rate);
+        asks && is_named && asked == ranges && job.edges == wanted.edges && is_timed_so
     };
     Ok(answer.jobs.iter().any(is_same))
 }
@@ -352,11 +388,17 @@ pub(super) fn table(jobs: &[Job]) -> String {
         rows.push([
             job.id.clone(),
             object(job),
-            view::job_state(job.state()).to_owned(),
+            match job.resumes_at_ms {
+                Some(_) => "waiting".to_owned(),
+                None => view::job_state(job.state()).to_owned(),
+            },
             percent(job.bytes_done, job.bytes_total),
             human_bytes(job.bytes_total),
             format!("{}/s", human_bytes(job.rate_bytes_per_second)),
-            job.eta_seconds.map_or("-".to_owned(), human_duration),
+            match (job.resumes_at_ms, job.eta_seconds) {
+                (Some(at), _) => format!("from {}", time(at)),
+                (None, eta) => eta.map_or("-".to_owned(), human_duration),
+            },
         ]);
     }
     rows.render()
@@ -372,6 +414,19 @@ fn fields(job: &Job) -> String {
         ("state", view::job_state(job.state()).to_owned()),
         ("done", format!("{done} of {total} ({part})")),
     ]);
+    if let Some(window) = &job.window {
+        let TimeWindow {
+            start,
+            end,
+            time_zone,
+        } = window;
+        let zone = Some(time_zone.as_str()).filter(|zone| !zone.is_empty());
+        rows.field("window", format!("{start}-{end} {}", zone.unwrap_or("UTC")));
+    }
+    if job.max_rate_bytes_per_second > 0 {
+        let rate = human_bytes(job.max_rate_bytes_per_second);
+        rows.field("at most", format!("{rate}/s"));
+    }
     if !job.error.is_empty() {
         rows.field("error", job.error.clone());
     }
@@ -379,6 +434,12 @@ fn fields(job: &Job) -> String {
         rows.field("waiting", job.waiting.clone());
     }
     rows.render()
+}
+
+/// A time in UTC, to the minute.
+fn time(at_ms: i64) -> String {
+    let at = jiff::Timestamp::from_millisecond(at_ms).unwrap_or_default();
+    at.strftime("%Y-%m-%d %H:%MZ").to_string()
 }
 
 pub(super) fn object(job: &Job) -> String {

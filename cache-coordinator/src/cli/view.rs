@@ -4,7 +4,7 @@
 use chunkcache_proto::Level;
 use chunkcache_proto::v1::{
     ByteRange, Edge, EdgeRanges, EdgeState, Entry, EntryDetail, Job, JobState, Priority, Source,
-    SourceMode,
+    SourceMode, TimeWindow,
 };
 use serde_json::{Value, json};
 
@@ -113,7 +113,19 @@ pub(super) fn job(job: &Job) -> Value {
         "eta_seconds": job.eta_seconds,
         "error": job.error,
         "waiting": job.waiting,
+        "window": job.window.as_ref().map(window),
+        "max_rate": job.max_rate_bytes_per_second,
+        "resumes_at_ms": job.resumes_at_ms,
         "created_at_ms": job.created_at_ms,
+    })
+}
+
+fn window(window: &TimeWindow) -> Value {
+    let zone = Some(window.time_zone.as_str()).filter(|zone| !zone.is_empty());
+    json!({
+        "start": window.start,
+        "end": window.end,
+        "time_zone": zone.unwrap_or("UTC"),
     })
 }
 

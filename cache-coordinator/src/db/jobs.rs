@@ -27,6 +27,25 @@ impl JobStatus {
     }
 }
 
+/// When a job may fetch, and how fast.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JobTiming {
+    /// `None`: at any time.
+    pub window: Option<JobWindow>,
+    /// Bytes per second; 0: no limit.
+    pub max_rate: u64,
+}
+
+/// A part of each day.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobWindow {
+    /// Minutes of the day. An end before the start is on the next day.
+    pub start: u16,
+    pub end: u16,
+    /// A name of the IANA database; empty: UTC.
+    pub time_zone: String,
+}
+
 /// A row of `precache_jobs`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobRecord {
@@ -37,6 +56,7 @@ pub struct JobRecord {
     /// By name. Empty: a chunk counts as done wherever it is held.
     pub edges: Vec<String>,
     pub level: Level,
+    pub timing: JobTiming,
     pub status: JobStatus,
     pub error: String,
     pub created_at_ms: i64,
@@ -129,6 +149,7 @@ pub(super) fn from_row(row: &Row) -> Result<JobRecord, DatabaseError> {
             return Err(DatabaseError::Internal(format!("state of a job: {other}")));
         }
     };
+    let minute = |column: &str| row.get::<_, Option<i16>>(column).map(i16::unsigned_abs);
     Ok(JobRecord {
         id: row.get("id"),
         entry: row.get("entry_id"),
@@ -139,6 +160,16 @@ pub(super) fn from_row(row: &Row) -> Result<JobRecord, DatabaseError> {
             .collect(),
         edges: row.get("edges"),
         level,
+        timing: JobTiming {
+            window: minute("window_start")
+                .zip(minute("window_end"))
+                .map(|(start, end)| JobWindow {
+                    start,
+                    end,
+                    time_zone: row.get("time_zone"),
+                }),
+            max_rate: row.get::<_, i64>("max_rate").unsigned_abs(),
+        },
         status,
         error: row.get("error"),
         created_at_ms: to_ms(row.get("created_at")),

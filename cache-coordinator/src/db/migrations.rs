@@ -47,6 +47,11 @@ pub fn migrations() -> &'static [Migration] {
             name: "pending_purges",
             sql: include_str!("../../../migrations/0005_pending_purges.sql"),
         },
+        Migration {
+            version: 6,
+            name: "job_windows",
+            sql: include_str!("../../../migrations/0006_job_windows.sql"),
+        },
     ]
 }
 

@@ -32,7 +32,7 @@ pub use database::{Database, DatabaseConfig, Health};
 pub use edges::{EdgeId, EdgeRecord, EdgeStatus};
 pub use entries::{Binding, EntryCursor, EntryRecord, IncompleteEntry, key_hash};
 pub use error::DatabaseError;
-pub use jobs::{JobRecord, JobStatus};
+pub use jobs::{JobRecord, JobStatus, JobTiming, JobWindow};
 pub use lease::{Leadership, LeaseKeeper};
 pub use migrations::{MigrateMode, Migration, SchemaError, migrations};
 pub use observer::{NoObserver, StatementObserver};

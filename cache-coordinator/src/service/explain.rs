@@ -30,11 +30,20 @@ pub async fn explain(
         .plan
         .ask(move |plan| decisions(plan, id, chunk))
         .await?;
+    let mut summary = summary(&present_on, &decisions);
+    if present_on.is_empty() {
+        for job in cluster.jobs.waiting_for_window(id, chunk) {
+            let why = cluster.jobs.waits_for(cluster, job);
+            if !why.is_empty() {
+                summary = format!("{summary}; job {job} waits: {why}");
+            }
+        }
+    }
     Ok(v1::ExplainChunkResponse {
         entry_id: id.to_string(),
         chunk,
         range: Some(range.into()),
-        summary: summary(&present_on, &decisions),
+        summary,
         present_on,
         decisions,
     })

@@ -157,10 +157,19 @@ async fn chunks_are_stored_found_and_reconciled() {
         ranges: vec![range(4, 6), range(0, 2)],
         edges: vec!["a".into()],
         level: Level::Medium,
+        timing: JobTiming {
+            window: Some(JobWindow {
+                start: 60,
+                end: 0,
+                time_zone: "Europe/Berlin".into(),
+            }),
+            max_rate: 1 << 20,
+        },
     };
     one.writer.write(job.clone()).await.unwrap();
     one.writer.write(job.clone()).await.unwrap();
     let stored = one.database.job(job.id).await.unwrap().unwrap();
+    assert_eq!(stored.timing, job.timing);
     assert_eq!(
         (stored.bytes_total(), stored.status),
         (4 * CHUNK, JobStatus::Running)

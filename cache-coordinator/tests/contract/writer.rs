@@ -317,6 +317,7 @@ async fn a_wrong_report_does_not_fail_its_batch() {
         ranges: vec![range(0, 1)],
         edges: vec![],
         level: Level::Medium,
+        timing: JobTiming::default(),
     };
     let before = one.database.latest_revision().await.unwrap();
     let bad_state = EndJob {
@@ -399,6 +400,7 @@ async fn entries_without_chunks_are_forgotten_and_those_in_use_are_not() {
                 ranges: vec![range(0, 1)],
                 edges: vec![],
                 level: Level::Medium,
+                timing: JobTiming::default(),
             })
             .await
             .unwrap();

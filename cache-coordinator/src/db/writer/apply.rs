@@ -6,7 +6,7 @@ use deadpool_postgres::GenericClient;
 use tokio_postgres::types::Json;
 
 use super::super::{
-    ChangeKind, DatabaseError, JobStatus,
+    ChangeKind, DatabaseError, JobStatus, JobTiming, JobWindow,
     chunks::{coalesce, signed},
     edges::{self, state_text},
     executor::Executor,
@@ -401,6 +401,15 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         let starts: Vec<i64> = ranges.iter().map(|range| signed(range.start)).collect();
         let ends: Vec<i64> = ranges.iter().map(|range| signed(range.end)).collect();
         let level = level_number(change.level);
+        let JobTiming { window, max_rate } = &change.timing;
+        // Minutes of a day.
+        let minute = |of: fn(&JobWindow) -> u16| {
+            let minute = window.as_ref().map(of);
+            minute.and_then(|minute| i16::try_from(minute).ok())
+        };
+        let (start, end) = (minute(|it| it.start), minute(|it| it.end));
+        let time_zone = window.as_ref().map_or("", |it| it.time_zone.as_str());
+        let max_rate = signed(*max_rate);
         let added = self
             .executor
             .execute(
@@ -412,6 +421,10 @@ impl<'a, C: GenericClient> Batch<'a, C> {
                     &ends,
                     &change.edges,
                     &level,
+                    &start,
+                    &end,
+                    &time_zone,
+                    &max_rate,
                 ],
             )
             .await?;

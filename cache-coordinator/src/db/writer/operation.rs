@@ -6,8 +6,8 @@ use chunkcache_proto::{ByteRange, ChunkIndex, EntryId, Level, v1};
 use uuid::Uuid;
 
 use super::super::{
-    ChunkSum, DatabaseError, EdgeRecord, EdgeStatus, EntryRecord, JobStatus, PendingPurge,
-    edges::EdgeId,
+    ChunkSum, DatabaseError, EdgeRecord, EdgeStatus, EntryRecord, JobStatus, JobTiming,
+    PendingPurge, edges::EdgeId,
 };
 
 /// A change and the type of its answer.
@@ -115,7 +115,8 @@ operations! {
     ForgetEdge { name: String } -> u64;
     /// Idempotent by id. Ranges are coalesced; the caller cuts them to the object.
     AddJob {
-        id: Uuid, entry: EntryId, ranges: Vec<ByteRange>, edges: Vec<String>, level: Level
+        id: Uuid, entry: EntryId, ranges: Vec<ByteRange>, edges: Vec<String>, level: Level,
+        timing: JobTiming
     } -> ();
     /// False: it had ended before.
     EndJob { id: Uuid, status: JobStatus, error: String } -> bool;

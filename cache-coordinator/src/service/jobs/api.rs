@@ -13,7 +13,7 @@ use super::super::{
     ranges,
     watch::{Watched, spawn},
 };
-use super::level;
+use super::{level, timing};
 use crate::db::{
     JobRecord, JobStatus,
     writer::{AddJob, EndJob},
@@ -36,6 +36,7 @@ pub async fn precache(
         v1::Priority::Unspecified => chunkcache_proto::Level::Medium,
         priority => level("priority", priority)?,
     };
+    let timing = timing::read(&request)?;
     if request.edges.len() > MAX_EDGES {
         let description = format!("expected at most {MAX_EDGES} edges");
         return Err(ServiceError::invalid("edges", description));
@@ -59,6 +60,7 @@ pub async fn precache(
         ranges,
         edges,
         level,
+        timing,
     };
     cluster.writer.write(change).await?;
     let job = required(cluster, id).await?;
@@ -182,6 +184,15 @@ pub async fn describe(cluster: &Cluster, job: &JobRecord) -> Result<Option<v1::J
         waiting: match job.status {
             JobStatus::Running => cluster.jobs.waits_for(cluster, job.id),
             _ => String::new(),
+        },
+        window: job.timing.window.as_ref().map(timing::to_proto),
+        max_rate_bytes_per_second: job.timing.max_rate,
+        resumes_at_ms: match job.status {
+            JobStatus::Running => cluster
+                .jobs
+                .resumes_at(job.id)
+                .map(|at| at.as_millisecond()),
+            _ => None,
         },
     }))
 }

@@ -2,11 +2,12 @@
 //!
 //! A job is a row; its progress is read from `cache_chunks`. Its wants in the scheduler are rebuilt
 //! at the start of each term and whenever one of its edges is lost, so no other state needs to
-//! survive.
+//! survive. Outside its window a job has no wants; one with a rate gets them a few chunks at a time.
 
 mod api;
 mod room;
 mod supervisor;
+mod timing;
 
 pub use api::{cancel, describe, list, precache, watch};
 pub use supervisor::run as supervise;
@@ -19,9 +20,11 @@ use std::{
 };
 
 use chunkcache_proto::{ChunkIndex, EntryId, Level, v1};
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
+use self::timing::{Pace, Window};
 use super::{
     Cluster, entries,
     error::{Resource, ServiceError},
@@ -35,6 +38,9 @@ use scheduler::api::{EdgeId, WantId};
 
 /// Limit of requests for ranges that are not done yet.
 const MAX_REQUESTS: usize = 10_000;
+
+/// Limit of jobs that an explanation names.
+const MAX_NAMED: usize = 3;
 
 /// The present wants.
 #[derive(Default)]
@@ -78,6 +84,11 @@ struct Running {
     /// Number of checks of the table since its last want was done.
     looks: u32,
     sample: Option<Sample>,
+    /// With its words for people.
+    window: Option<(Window, String)>,
+    /// At the last look. A job without a window is always open.
+    is_open: bool,
+    pace: Option<Pace>,
 }
 
 /// Progress at one time.
@@ -225,11 +236,19 @@ impl Jobs {
         *self.state.lock() = State::default();
     }
 
-    /// Closes a job's wants.
+    /// Ends the work on a job.
     async fn withdraw(&self, cluster: &Cluster, job: Uuid) -> Result<(), ServiceError> {
+        self.state.lock().running.remove(&job);
+        self.close_wants(cluster, job).await
+    }
+
+    /// Closes a job's wants.
+    async fn close_wants(&self, cluster: &Cluster, job: Uuid) -> Result<(), ServiceError> {
         let wants: Vec<WantId> = {
             let mut state = self.state.lock();
-            state.running.remove(&job);
+            if let Some(running) = state.running.get_mut(&job) {
+                running.wants.clear();
+            }
             let of_job = |asked: &JobRequest| asked.owner.job == Some(job);
             let wants = state.wants.iter().filter(|(_, asked)| of_job(asked));
             let wants = wants.map(|(want, _)| *want).collect();
@@ -240,6 +259,27 @@ impl Jobs {
             cluster.plan.tell(Command::WantClosed(want)).await?;
         }
         Ok(())
+    }
+
+    /// When the window of a job opens, if that is what it waits for.
+    pub fn resumes_at(&self, job: Uuid) -> Option<Timestamp> {
+        let state = self.state.lock();
+        let running = state.running.get(&job).filter(|it| !it.is_open)?;
+        let (window, _) = running.window.as_ref()?;
+        window.opens_after(Timestamp::now())
+    }
+
+    /// Jobs that wait for their window and want this chunk, in their order; the first few.
+    pub fn waiting_for_window(&self, entry: EntryId, chunk: ChunkIndex) -> Vec<Uuid> {
+        let state = self.state.lock();
+        let waiting = state.running.iter().filter(|(_, running)| {
+            let wants = |range: &Range<ChunkIndex>| range.contains(&chunk);
+            !running.is_open && running.entry == entry && running.chunks.iter().any(wants)
+        });
+        let mut ids: Vec<Uuid> = waiting.map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        ids.truncate(MAX_NAMED);
+        ids
     }
 
     /// Bytes per second, over the last samples.

@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use chunkcache_proto::{ChunkIndex, EntryId};
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::super::{Cluster, error::ServiceError};
@@ -120,12 +121,21 @@ impl Jobs {
     }
 
     /// Why nothing more is fetched, in words; empty if the job is fetching.
-    pub(super) fn waits_for(&self, cluster: &Cluster, job: Uuid) -> String {
-        let full: Vec<EdgeId> = {
+    pub fn waits_for(&self, cluster: &Cluster, job: Uuid) -> String {
+        let (full, outside) = {
             let state = self.state.lock();
-            let running = state.running.get(&job);
-            running.map_or(Vec::new(), |running| running.full.iter().copied().collect())
+            let Some(running) = state.running.get(&job) else {
+                return String::new();
+            };
+            let full: Vec<EdgeId> = running.full.iter().copied().collect();
+            let window = running.window.as_ref().filter(|_| !running.is_open);
+            (full, window.cloned())
         };
+        if let Some((window, words)) = outside {
+            let opens = window.opens_after(Timestamp::now());
+            let opens = opens.map_or(String::new(), |at| format!(", goes on at {at}"));
+            return format!("outside its window {words}{opens}");
+        }
         let names: Vec<String> = full
             .into_iter()
             .filter_map(|edge| cluster.registry.get(edge))
@@ -185,6 +195,9 @@ mod tests {
             is_free: false,
             looks: 0,
             sample: None,
+            window: None,
+            is_open: true,
+            pace: None,
         };
         state.running.insert(job, running);
         drop(state);

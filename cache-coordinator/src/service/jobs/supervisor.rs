@@ -3,16 +3,20 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use chunkcache_proto::ChunkIndex;
+use jiff::Timestamp;
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 use uuid::Uuid;
 
 use super::super::{
     Cluster, availability, entries, error::ServiceError, loader::edge_id, ranges::chunks_of,
 };
+use super::timing::{self, Pace, Window};
 use super::{Jobs, Owner, Running, Sample};
 use crate::db::{EntryRecord, JobRecord, JobStatus, writer::EndJob};
 use scheduler::api::{EdgeId, WantId};
@@ -42,6 +46,9 @@ pub async fn run(cluster: Arc<Cluster>, mut done: mpsc::UnboundedReceiver<WantId
                 }
             },
             _ = look.tick() => {
+                for job in cluster.jobs.follow_clock(Timestamp::now()) {
+                    log(job, look_at(&cluster, job).await);
+                }
                 for job in cluster.jobs.some_after(after, LOOKS) {
                     log(job, look_at(&cluster, job).await);
                     after = job;
@@ -92,6 +99,9 @@ async fn look_at(cluster: &Cluster, id: Uuid) -> Result<(), ServiceError> {
         cluster.writer.write(change).await?;
         return cluster.jobs.withdraw(cluster, id).await;
     }
+    if !cluster.jobs.is_open(id) {
+        return cluster.jobs.close_wants(cluster, id).await;
+    }
     let has_room = cluster.jobs.find_room(cluster, id, &entry.source);
     if cluster.jobs.sample(id, bytes_done) || has_room {
         cluster.jobs.give(cluster, &job, &entry).await?;
@@ -121,6 +131,21 @@ async fn can_not_end(
     Ok(Some(format!("{names} was removed from the cluster")))
 }
 
+/// The first chunks, as many as are left; then as many less are.
+fn first(chunks: Vec<Range<ChunkIndex>>, left: &mut u64) -> Vec<Range<ChunkIndex>> {
+    let mut kept = Vec::new();
+    for run in chunks {
+        let count = u64::from(run.end - run.start).min(*left);
+        if count == 0 {
+            break;
+        }
+        *left -= count;
+        let end = run.start + u32::try_from(count).unwrap_or(u32::MAX);
+        kept.push(run.start..end);
+    }
+    kept
+}
+
 impl Jobs {
     /// Begins a running job. Has no effect if repeated.
     pub async fn begin(&self, cluster: &Cluster, job: &JobRecord) -> Result<(), ServiceError> {
@@ -132,6 +157,10 @@ impl Jobs {
             if state.running.contains_key(&job.id) {
                 return Ok(());
             }
+            let window = job.timing.window.as_ref();
+            let window = window.and_then(|it| Some((Window::new(it)?, timing::describe(it))));
+            let is_open = |(window, _): &(Window, String)| window.is_open(Timestamp::now());
+            let (rate, chunk_size) = (job.timing.max_rate, entry.geometry.chunk_size());
             let running = Running {
                 entry: job.entry,
                 chunks: chunks_of(&job.ranges, entry.geometry),
@@ -141,6 +170,9 @@ impl Jobs {
                 // If there is no edge for it, the first check tries again.
                 looks: PATIENCE_LOOKS,
                 sample: None,
+                is_open: window.as_ref().is_none_or(is_open),
+                window,
+                pace: (rate > 0).then(|| Pace::new(rate, chunk_size, Instant::now())),
             };
             state.running.insert(job.id, running);
         }
@@ -160,6 +192,10 @@ impl Jobs {
         job: &JobRecord,
         entry: &EntryRecord,
     ) -> Result<(), ServiceError> {
+        let mut budget = self.budget(job.id, entry.geometry.chunk_size());
+        if budget == 0 {
+            return Ok(());
+        }
         let mut targets: Vec<(EdgeId, String)> = Vec::new();
         if job.edges.is_empty() {
             let holdings = cluster.database.holdings(entry.id).await?;
@@ -185,7 +221,7 @@ impl Jobs {
                     availability::missing(cluster, entry.id, entry.geometry, *range, &name).await?,
                 );
             }
-            let chunks = chunks_of(&missing, entry.geometry);
+            let chunks = first(chunks_of(&missing, entry.geometry), &mut budget);
             if !chunks.is_empty() {
                 let owner = Owner {
                     job: Some(job.id),
@@ -196,6 +232,40 @@ impl Jobs {
             }
         }
         Ok(())
+    }
+
+    /// Opens and closes the windows of jobs. Returns those that changed.
+    pub(super) fn follow_clock(&self, now: Timestamp) -> Vec<Uuid> {
+        let mut changed = Vec::new();
+        for (id, running) in &mut self.state.lock().running {
+            let Some((window, _)) = &running.window else {
+                continue;
+            };
+            let is_open = window.is_open(now);
+            if std::mem::replace(&mut running.is_open, is_open) != is_open {
+                // It is given its chunks at once, not after some looks.
+                running.looks = PATIENCE_LOOKS;
+                changed.push(*id);
+            }
+        }
+        changed
+    }
+
+    fn is_open(&self, job: Uuid) -> bool {
+        let state = self.state.lock();
+        state.running.get(&job).is_some_and(|it| it.is_open)
+    }
+
+    /// Chunks that may be requested for the job now.
+    fn budget(&self, job: Uuid, chunk_size: u32) -> u64 {
+        let state = self.state.lock();
+        match state.running.get(&job) {
+            Some(running) if running.is_open => {
+                let pace = running.pace.as_ref();
+                pace.map_or(u64::MAX, |pace| pace.chunks(chunk_size))
+            }
+            _ => 0,
+        }
     }
 
     /// The job of a finished want, if that was its last one.
@@ -226,9 +296,15 @@ impl Jobs {
             bytes_done,
             rate,
         });
+        if let Some(pace) = &mut running.pace {
+            pace.look(bytes_done, now);
+        }
         if !running.wants.is_empty() {
             running.looks = 0;
             return false;
+        }
+        if running.pace.is_some() {
+            return true;
         }
         running.looks += 1;
         let is_due = running.looks > PATIENCE_LOOKS;
@@ -275,5 +351,65 @@ impl Jobs {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
+mod tests {
+    use super::*;
+    use crate::db::JobWindow;
+
+    fn job(window: JobWindow) -> (Jobs, Uuid) {
+        let (jobs, id) = (Jobs::default(), Uuid::from_u128(1));
+        let running = Running {
+            entry: chunkcache_proto::EntryId::from_u128(7),
+            chunks: vec![0..10],
+            wants: HashSet::new(),
+            full: BTreeSet::new(),
+            is_free: true,
+            looks: 0,
+            sample: None,
+            window: Some((Window::new(&window).unwrap(), timing::describe(&window))),
+            is_open: false,
+            pace: None,
+        };
+        jobs.state.lock().running.insert(id, running);
+        (jobs, id)
+    }
+
+    #[test]
+    fn a_job_is_asked_for_only_within_its_window() {
+        let (jobs, id) = job(JobWindow {
+            start: 60,
+            end: 120,
+            time_zone: String::new(),
+        });
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        assert!(jobs.follow_clock(at("2026-06-01T00:59:59Z")).is_empty());
+        assert_eq!(jobs.budget(id, 1), 0);
+        let entry = chunkcache_proto::EntryId::from_u128(7);
+        assert_eq!(jobs.waiting_for_window(entry, 9), [id]);
+        assert!(jobs.waiting_for_window(entry, 10).is_empty());
+        assert_eq!(jobs.follow_clock(at("2026-06-01T01:00:00Z")), [id]);
+        assert_eq!(jobs.budget(id, 1), u64::MAX);
+        assert!(
+            jobs.sample(id, 0),
+            "it is given its chunks at the first look"
+        );
+        assert!(jobs.follow_clock(at("2026-06-01T01:59:59Z")).is_empty());
+        assert!(jobs.waiting_for_window(entry, 9).is_empty());
+        assert_eq!(jobs.follow_clock(at("2026-06-01T02:00:00Z")), [id]);
+        assert_eq!(jobs.budget(id, 1), 0);
+    }
+
+    #[test]
+    fn a_part_of_the_chunks() {
+        let mut left = 5;
+        assert_eq!(first(vec![0..2, 4..10], &mut left), [0..2, 4..7]);
+        assert_eq!(left, 0);
+        assert!(first(vec![0..2], &mut left).is_empty());
+        let mut left = u64::MAX;
+        assert_eq!(first(vec![0..2, 4..10], &mut left), [0..2, 4..10]);
     }
 }
