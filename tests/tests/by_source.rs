@@ -84,6 +84,19 @@ fn two_sources_one_with_a_dead_mirror() {
     assert_eq!(down.as_array().unwrap().len(), 1);
     assert_eq!(down[0]["edge"], edge.name);
 
+    let history = eventually("the last day is kept", WAIT, || {
+        let day = Call::get("/api/v1/history/sources").send(cluster.coordinator.http);
+        let day: Value = serde_json::from_slice(&day.expect(200).body).unwrap();
+        let all = day["sources"].as_array().unwrap();
+        let has_all = all.len() == 2 && all[0]["total"]["hit"] == hit;
+        has_all.then_some(day)
+    });
+    let media = named(&history["sources"], "media");
+    assert_eq!(media["total"]["sent"], 2 * SIZE);
+    assert_eq!(media["total"]["origin"], SIZE);
+    let steps = history["t"].as_array().unwrap().len();
+    assert_eq!(media["sent"].as_array().unwrap().len(), steps);
+
     let metrics = Call::get("/metrics").send(edge.admin).text();
     let line = format!("cache_edge_source_sent_bytes_total{{source=\"media\",from=\"hit\"}} {hit}");
     assert!(metrics.lines().any(|it| it == line), "{line}\n{metrics}");

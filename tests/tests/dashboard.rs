@@ -108,6 +108,10 @@ fn renders_updates_and_acts() {
         "document.querySelectorAll('.plot svg .plot-line').length >= 2",
     );
     browser.wait(
+        "what each source saves is drawn",
+        "document.querySelector('[aria-label=\"Worth of each source\"] svg.spark[role=img]') !== null",
+    );
+    browser.wait(
         "that all is well",
         "document.querySelector('.verdict.good')?.textContent.startsWith('All is well')",
     );

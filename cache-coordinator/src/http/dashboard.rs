@@ -36,7 +36,7 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
                       connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors \
                       'none'";
 
-const ASSETS: [(&str, &str, &str); 7] = [
+const ASSETS: [(&str, &str, &str); 8] = [
     (
         "app.js",
         "text/javascript; charset=utf-8",
@@ -51,6 +51,11 @@ const ASSETS: [(&str, &str, &str); 7] = [
         "plots.js",
         "text/javascript; charset=utf-8",
         include_str!("dashboard/plots.js"),
+    ),
+    (
+        "worth.js",
+        "text/javascript; charset=utf-8",
+        include_str!("dashboard/worth.js"),
     ),
     (
         "seeks.js",
@@ -92,6 +97,7 @@ pub fn router(
         .route("/api/v1/overview", get(overview))
         .route("/api/v1/stream", get(overview_stream))
         .route("/api/v1/history", get(history))
+        .route("/api/v1/history/sources", get(source_history))
         .route("/api/v1/entries", get(list_entries))
         .route("/api/v1/entries/{id}", get(one_entry))
         .route("/api/v1/entries/{id}/stream", get(entry_stream))
@@ -207,6 +213,10 @@ struct OfEdge {
 
 async fn history(State(parts): State<Parts>, Query(of): Query<OfEdge>) -> Json<Value> {
     Json(parts.live.history(of.edge.as_deref()))
+}
+
+async fn source_history(State(parts): State<Parts>) -> Json<Value> {
+    Json(parts.live.source_history())
 }
 
 #[derive(Deserialize)]

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::source_history::{Amounts, SourceHistory};
 use super::{entry_view, source_view};
 use crate::service::{Cluster, edges, jobs, resolve_key::now_ms, status};
 
@@ -74,6 +75,7 @@ pub struct LiveView {
     cluster: Arc<Cluster>,
     overview: watch::Sender<Arc<str>>,
     history: Mutex<VecDeque<Sample>>,
+    sources: Mutex<SourceHistory>,
 }
 
 impl LiveView {
@@ -84,6 +86,7 @@ impl LiveView {
             cluster,
             overview,
             history: Mutex::default(),
+            sources: Mutex::default(),
         })
     }
 
@@ -116,6 +119,12 @@ impl LiveView {
         })
     }
 
+    /// What each source sent and cost in the last day.
+    #[must_use]
+    pub fn source_history(&self) -> Value {
+        self.sources.lock().render()
+    }
+
     /// Samples until the token is cancelled.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
         let mut ticks = tokio::time::interval(SAMPLE_EVERY);
@@ -132,6 +141,7 @@ impl LiveView {
             let watched = self.overview.receiver_count() > 0;
             if number.is_multiple_of(KEEP_EVERY) {
                 self.keep(&rates);
+                self.keep_sources();
             }
             if watched {
                 if number.is_multiple_of(KEEP_EVERY) || slow.status.version.is_empty() {
@@ -218,6 +228,25 @@ impl LiveView {
             all,
             edges,
         });
+    }
+
+    fn keep_sources(&self) {
+        let live = self.cluster.registry.all();
+        let mut history = self.sources.lock();
+        history.begin(now_ms() / 1000);
+        for session in &live {
+            let status = session.status.lock();
+            let sources = status.sources.iter().map(|it| {
+                let amounts = Amounts {
+                    sent: it.bytes_sent_total,
+                    hit: it.bytes_hit_total,
+                    origin: it.bytes_origin_total,
+                };
+                (it.source.as_str(), amounts)
+            });
+            history.add(session.edge.0, status.uptime_ms, sources);
+        }
+        history.retain_edges(|edge| live.iter().any(|session| session.edge.0 == edge));
     }
 
     /// Reads the values from the database. Values that cannot be read stay as they were.

@@ -13,6 +13,7 @@ mod live;
 mod purge;
 pub mod scrape;
 mod server;
+mod source_history;
 mod source_view;
 mod steer;
 

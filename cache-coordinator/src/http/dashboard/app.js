@@ -400,6 +400,7 @@ function clusterView() {
     totals = el("div"),
     levels = el("div"),
     sources = el("div"),
+    worth = el("div"),
     edges = el("div"),
     jobs = el("div"),
     flights = el("div"),
@@ -410,6 +411,8 @@ function clusterView() {
     totals,
     el("h2", {}, "Last hour"),
     charts,
+    el("h2", {}, "Is it worth it? The last day"),
+    worth,
     el("h2", {}, "Sources, since their edges started"),
     sources,
     el("h2", {}, "Edges"),
@@ -420,7 +423,8 @@ function clusterView() {
     el("h2", {}, "Running jobs"),
     jobs,
   );
-  const hour = Plots.lastHour(charts, "/api/v1/history");
+  const hour = Plots.lastHour(charts, "/api/v1/history"),
+    day = Worth.lastDay(worth);
   return {
     draw(o) {
       const sum = (key) => o.edges.reduce((all, e) => all + e.rates[key], 0);
@@ -457,7 +461,10 @@ function clusterView() {
       replace(edges, edgeTable(o.edges));
       replace(jobs, jobTable(o.jobs.filter((j) => j.state === "running")));
     },
-    close: hour.close,
+    close() {
+      hour.close();
+      day.close();
+    },
   };
 }
 
