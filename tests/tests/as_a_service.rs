@@ -13,6 +13,7 @@ use chunkcache_proto::v1::{
 };
 use chunkcache_tests::http::Call;
 use chunkcache_tests::{CHUNK, Cluster, ClusterOptions, MIB, Object, content};
+use hyper_util::rt::TokioExecutor;
 use tokio_stream::StreamExt as _;
 use tonic::transport::Channel;
 use tonic::{Code, Request};
@@ -156,12 +157,16 @@ fn open_request_wait_and_ask() {
             matches!(late.code(), Code::DeadlineExceeded | Code::Cancelled),
             "{late}"
         );
-        // There the client's own clock may have ended it. With the deadline in the header only, it
-        // is the coordinator's.
+        // There the client's own clock may have ended it. A client without one sends the deadline
+        // and leaves it to the coordinator.
         let mut request = Request::new(wait(size));
-        let deadline = "300m".parse().unwrap();
-        request.metadata_mut().insert("grpc-timeout", deadline);
-        let late = client.wait_for_range(request).await.unwrap_err();
+        request.set_timeout(Duration::from_millis(300));
+        let plain = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
+            .http2_only(true)
+            .build_http();
+        let origin = format!("http://{}", cluster.coordinator.grpc);
+        let mut patient = CacheServiceClient::with_origin(plain, origin.parse().unwrap());
+        let late = patient.wait_for_range(request).await.unwrap_err();
         assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
         // When a caller leaves, its wait ends and the connection stays usable.
         for _ in 0..50 {

@@ -1,19 +1,15 @@
 //! The service for other services.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use chunkcache_proto::v1::{self, cache_service_server::CacheService};
-use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tonic::{Request, Response, Status};
 
 use crate::service::{
     Cluster, availability, edges, entries, error::ServiceError, explain, invalidate, jobs, purge,
     sources, status, title, watch,
 };
-
-/// The part of a caller's deadline that is reserved for the answer's transport.
-const ANSWER_TIME: Duration = Duration::from_millis(10);
 
 /// The service over a cluster.
 #[derive(Clone)]
@@ -44,24 +40,6 @@ impl CacheApi {
             Err(_) => Err(ServiceError::Internal("the change ended unexpectedly".into()).into()),
         }
     }
-}
-
-/// The caller's deadline, from its `grpc-timeout` (digits and one unit letter).
-fn deadline(metadata: &MetadataMap) -> Option<Instant> {
-    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
-    let split = text.len().checked_sub(1)?;
-    let (digits, unit) = text.split_at_checked(split)?;
-    let amount: u64 = digits.parse().ok()?;
-    let timeout = match unit {
-        "H" => Duration::from_secs(amount.saturating_mul(3600)),
-        "M" => Duration::from_secs(amount.saturating_mul(60)),
-        "S" => Duration::from_secs(amount),
-        "m" => Duration::from_millis(amount),
-        "u" => Duration::from_micros(amount),
-        "n" => Duration::from_nanos(amount),
-        _ => return None,
-    };
-    Instant::now().checked_add(timeout.saturating_sub(ANSWER_TIME))
 }
 
 #[tonic::async_trait]
@@ -151,8 +129,7 @@ impl CacheService for CacheApi {
         &self,
         request: Request<v1::WaitForRangeRequest>,
     ) -> Result<Response<v1::WaitForRangeResponse>, Status> {
-        let deadline = deadline(request.metadata());
-        let response = availability::wait(&self.cluster, request.into_inner(), deadline).await?;
+        let response = availability::wait(&self.cluster, request.into_inner()).await?;
         Ok(Response::new(response))
     }
 
@@ -305,27 +282,5 @@ impl CacheService for CacheApi {
             Ok(v1::StepDownResponse {})
         })
         .await
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_callers_deadline_leaves_time_for_the_answer() {
-        let after = |text: &str| {
-            let mut metadata = MetadataMap::new();
-            metadata.insert("grpc-timeout", text.parse().unwrap());
-            deadline(&metadata).map(|at| at - Instant::now())
-        };
-        assert_eq!(after("2S"), Some(Duration::from_millis(1990)));
-        assert_eq!(after("500000u"), Some(Duration::from_millis(490)));
-        assert_eq!(after("1m"), Some(Duration::ZERO));
-        for bad in ["S", "5", "x5S", "5Q"] {
-            assert_eq!(after(bad), None, "{bad}");
-        }
-        assert_eq!(deadline(&MetadataMap::new()), None);
     }
 }

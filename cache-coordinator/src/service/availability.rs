@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use chunkcache_proto::{ByteRange, EntryId, Geometry, v1};
-use tokio::time::Instant;
 
 use super::{
     Cluster, entries,
@@ -18,7 +17,7 @@ use crate::{
 
 /// Limit of missing ranges in one answer.
 const MAX_MISSING: u32 = 1000;
-/// For callers without a deadline.
+/// For callers without a deadline of their own.
 const MAX_WAIT: Duration = Duration::from_secs(24 * 3600);
 
 /// Whether every byte of the range is held.
@@ -116,7 +115,6 @@ pub async fn request(
 pub async fn wait(
     cluster: &Cluster,
     request: v1::WaitForRangeRequest,
-    deadline: Option<Instant>,
 ) -> Result<v1::WaitForRangeResponse, ServiceError> {
     cluster.require_leader()?;
     let entry = entries::find(cluster, request.entry.as_ref()).await?.entry;
@@ -131,11 +129,10 @@ pub async fn wait(
             .await?;
     }
     let recorded = recorded(cluster, entry.id, entry.geometry, range, &request.edge);
-    let deadline = deadline.unwrap_or_else(|| Instant::now() + MAX_WAIT);
     tokio::select! {
         revision = recorded => Ok(v1::WaitForRangeResponse { revision: revision? }),
-        () = tokio::time::sleep_until(deadline) => Err(ServiceError::DeadlineExceeded(
-            "the range was not recorded before the deadline".into(),
+        () = tokio::time::sleep(MAX_WAIT) => Err(ServiceError::DeadlineExceeded(
+            "the range was not recorded in time".into(),
         )),
         () = cluster.shutdown.cancelled() => Err(ServiceError::ShuttingDown),
     }
