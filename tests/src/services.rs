@@ -253,6 +253,11 @@ impl Edge {
         format!("http://{}", self.http)
     }
 
+    /// The file of what all its processes wrote.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
     #[track_caller]
     pub fn get(&self, target: &str) -> Response {
         Call::get(target).send(self.http)

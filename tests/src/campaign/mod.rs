@@ -1,13 +1,17 @@
 //! The fault campaign: readers compare every byte with the origin's known content while edges, the
-//! coordinator and PostgreSQL are killed and stopped, chunks are corrupted on disk, a disk is
-//! filled, and objects change.
+//! coordinator and PostgreSQL are killed and stopped, COMMITs lose their answers, chunks are
+//! corrupted on disk, a disk is filled, clocks jump, another origin hangs, and objects change. One
+//! edge is too small for what is read, so that it evicts all the time, also while its session ends.
 //!
 //! One thread (the caller's) injects faults, one after the other, drawn from a seed; reader threads
 //! never stop. A failed request is excused only by a fault of the edge that it went to, or by a
 //! change of the object that it read: a dead coordinator or database excuses nothing. At the end
-//! everything runs, readers are gone, and the rows are compared with the files.
+//! everything runs, readers are gone, and the rows are compared with the files. The last edge has no
+//! readers that are judged: its disk is corrupted while it runs, and its peers must notice.
 
 mod audit;
+mod clock;
+mod commits;
 mod inject;
 pub mod network;
 mod readers;
@@ -20,105 +24,178 @@ use std::time::{Duration, Instant};
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 
 use crate::cluster::{Cluster, ClusterOptions, SOURCE};
-use crate::origin::Object;
+use crate::origin::{Object, Origin};
 use crate::{CHUNK, MIB};
 
 pub use audit::Audit;
 pub use small_disk::SmallDisk;
 
+/// What is injected: its name on the command line, what the table calls it, and how often the
+/// short and the full form do it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    pub name: &'static str,
+    pub words: &'static str,
+    pub short: u32,
+    pub full: u32,
+}
+
+const fn fault(name: &'static str, words: &'static str, short: u32, full: u32) -> Fault {
+    Fault {
+        name,
+        words,
+        short,
+        full,
+    }
+}
+
+pub const EDGE_KILL: Fault = fault(
+    "edge-kills",
+    "edge killed (SIGKILL) and started again",
+    8,
+    200,
+);
+/// SIGSTOP for a moment, then SIGCONT.
+pub const EDGE_PAUSE: Fault = fault("edge-pauses", "edge stopped for a moment (SIGSTOP)", 3, 30);
+pub const COORDINATOR_KILL: Fault = fault(
+    "coordinator-kills",
+    "coordinator killed and started again",
+    4,
+    50,
+);
+pub const COORDINATOR_PAUSE: Fault = fault(
+    "coordinator-pauses",
+    "coordinator stopped for a moment",
+    2,
+    10,
+);
+pub const DATABASE_KILL: Fault = fault(
+    "database-kills",
+    "PostgreSQL killed and started again",
+    3,
+    20,
+);
+/// A COMMIT succeeds, and its connection breaks before the answer.
+pub const LOST_COMMIT: Fault = fault(
+    "lost-commits",
+    "COMMIT done, its answer lost with the connection",
+    4,
+    50,
+);
+/// At least this many, a few at each kill of an edge: a chunk that was checked once since the start
+/// is trusted afterwards.
+pub const CORRUPTED_CHUNK: Fault = fault(
+    "corrupted-chunks",
+    "chunks corrupted on the disk of a killed edge",
+    40,
+    1000,
+);
+/// Its own readers are not judged: what an edge has checked once it does not check again for each
+/// reader. Those of its peers are.
+pub const RUNNING_CORRUPTION: Fault = fault(
+    "running-corruptions",
+    "chunks corrupted on the disk of a running peer",
+    6,
+    100,
+);
+pub const DISK_FILL: Fault = fault("disk-fills", "disk filled by another program", 2, 20);
+/// Outage of the coordinator, of PostgreSQL, or of an edge, for some seconds.
+pub const NETWORK_CUT: Fault = fault(
+    "network-cuts",
+    "coordinator, PostgreSQL or an edge cut off the network",
+    4,
+    30,
+);
+pub const OBJECT_CHANGE: Fault = fault("object-changes", "object changed at the origin", 4, 50);
+pub const CLOCK_SKEW: Fault = fault(
+    "clock-skews",
+    "an edge's clock an hour ahead or behind for a moment",
+    3,
+    15,
+);
+pub const HANGING_ORIGIN: Fault = fault(
+    "hanging-origins",
+    "another source's origin hangs for a moment, with readers",
+    2,
+    20,
+);
+
+const FAULTS: [Fault; 13] = [
+    EDGE_KILL,
+    EDGE_PAUSE,
+    COORDINATOR_KILL,
+    COORDINATOR_PAUSE,
+    DATABASE_KILL,
+    LOST_COMMIT,
+    CORRUPTED_CHUNK,
+    RUNNING_CORRUPTION,
+    DISK_FILL,
+    NETWORK_CUT,
+    OBJECT_CHANGE,
+    CLOCK_SKEW,
+    HANGING_ORIGIN,
+];
+
 /// How often each fault is injected, and which readers run meanwhile.
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub seed: u64,
-    pub edge_kills: u32,
-    /// SIGSTOP for a moment, then SIGCONT.
-    pub edge_pauses: u32,
-    pub coordinator_kills: u32,
-    pub coordinator_pauses: u32,
-    pub database_kills: u32,
-    /// At least this many, a few at each kill of an edge: a chunk that was checked once since the
-    /// start is trusted afterwards.
-    pub corrupted_chunks: u32,
-    pub disk_fills: u32,
-    /// Outage of the coordinator, of PostgreSQL, or of an edge, for some seconds.
-    pub network_cuts: u32,
-    pub object_changes: u32,
+    counts: Vec<(Fault, u32)>,
     pub readers: usize,
     pub objects: usize,
     pub object_bytes: u64,
 }
 
 impl Plan {
-    /// Readers without faults.
-    pub fn quiet(seed: u64) -> Plan {
-        Plan {
-            edge_kills: 0,
-            edge_pauses: 0,
-            coordinator_kills: 0,
-            coordinator_pauses: 0,
-            database_kills: 0,
-            corrupted_chunks: 0,
-            disk_fills: 0,
-            network_cuts: 0,
-            object_changes: 0,
-            ..Plan::short(seed)
-        }
-    }
-
-    /// Sets the count of one kind, by its name on the command line; false if there is no such kind.
-    pub fn set(&mut self, kind: &str, count: u32) -> bool {
-        let place = match kind {
-            "edge-kills" => &mut self.edge_kills,
-            "edge-pauses" => &mut self.edge_pauses,
-            "coordinator-kills" => &mut self.coordinator_kills,
-            "coordinator-pauses" => &mut self.coordinator_pauses,
-            "database-kills" => &mut self.database_kills,
-            "corrupted-chunks" => &mut self.corrupted_chunks,
-            "disk-fills" => &mut self.disk_fills,
-            "network-cuts" => &mut self.network_cuts,
-            "object-changes" => &mut self.object_changes,
-            _ => return false,
-        };
-        *place = count;
-        true
-    }
-
-    /// Some tens of seconds: for a quick check.
-    pub fn short(seed: u64) -> Plan {
+    fn new(seed: u64, readers: usize, count: impl Fn(&Fault) -> u32) -> Plan {
         Plan {
             seed,
-            edge_kills: 8,
-            edge_pauses: 3,
-            coordinator_kills: 4,
-            coordinator_pauses: 2,
-            database_kills: 3,
-            corrupted_chunks: 40,
-            disk_fills: 2,
-            network_cuts: 4,
-            object_changes: 4,
-            readers: 6,
+            counts: FAULTS.iter().map(|fault| (*fault, count(fault))).collect(),
+            readers,
             objects: 8,
             object_bytes: 24 * MIB + 12_345,
         }
     }
 
+    /// Readers without faults.
+    pub fn quiet(seed: u64) -> Plan {
+        Plan::new(seed, 6, |_| 0)
+    }
+
+    /// Some tens of seconds: for a quick check.
+    pub fn short(seed: u64) -> Plan {
+        Plan::new(seed, 6, |fault| fault.short)
+    }
+
     /// The promises that one campaign checks.
     pub fn full(seed: u64) -> Plan {
-        Plan {
-            edge_kills: 200,
-            edge_pauses: 30,
-            coordinator_kills: 50,
-            coordinator_pauses: 10,
-            database_kills: 20,
-            corrupted_chunks: 1000,
-            disk_fills: 20,
-            network_cuts: 30,
-            object_changes: 50,
-            readers: 8,
-            ..Plan::short(seed)
-        }
+        Plan::new(seed, 8, |fault| fault.full)
+    }
+
+    pub fn count(&self, fault: Fault) -> u32 {
+        let found = self.counts.iter().find(|(it, _)| *it == fault);
+        found.map_or(0, |(_, count)| *count)
+    }
+
+    /// Sets the count of one kind, by its name on the command line; false if there is no such kind.
+    pub fn set(&mut self, name: &str, wanted: u32) -> bool {
+        let found = self.counts.iter_mut().find(|(it, _)| it.name == name);
+        found.map(|(_, count)| *count = wanted).is_some()
     }
 }
+
+/// Which edge has what; any of them is killed, stopped and cut off.
+const SKEWED: usize = 0;
+const EVICTING: usize = 1;
+const FILLED: usize = 2;
+const CORRUPTED: usize = 3;
+/// What an edge logs when it finds its own bytes wrong, or a peer's.
+const NOTICED: [&str; 2] = [
+    "chunks were found corrupt",
+    "a peer's bytes do not have the hash it sent",
+];
+/// The source whose origin hangs at times.
+const OTHER: &str = "other";
 
 /// Counts of the events.
 #[derive(Debug, Default)]
@@ -128,6 +205,8 @@ pub struct Counters {
     pub wrong_bytes: AtomicU64,
     /// A clean end before the announced length, or the bytes of another version than the ETag's.
     pub wrong_ends: AtomicU64,
+    /// Answers with a version that had changed more than its freshness before they were asked for.
+    pub outdated: AtomicU64,
     /// Failed because of a fault of the edge, or a change of the object.
     pub excused: AtomicU64,
     /// Failed although the edge ran and the bytes were cached or the origin reachable.
@@ -142,6 +221,8 @@ pub struct Target {
     pub down: AtomicBool,
     /// Incremented when a fault of this edge begins and when it ends.
     pub incidents: AtomicU64,
+    /// Whether its readers are judged.
+    pub is_judged: bool,
 }
 
 /// One object, and how often it changed.
@@ -152,6 +233,19 @@ pub struct Title {
     pub version: AtomicU64,
     /// Seed of the version that its origin has now.
     pub seed: AtomicU64,
+}
+
+/// Added to [`Title::version`] once nobody may serve the version before.
+const SETTLED: u64 = 1_000_000;
+
+impl Title {
+    /// The seed of the only version that may be served; none while it changes.
+    fn current(&self) -> Option<u64> {
+        let version = self.version.load(Ordering::SeqCst);
+        let is_settled = version / SETTLED == version % SETTLED;
+        let seed = self.seed.load(Ordering::SeqCst);
+        (is_settled && self.version.load(Ordering::SeqCst) == version).then_some(seed)
+    }
 }
 
 #[derive(Debug)]
@@ -182,15 +276,18 @@ pub struct Report {
     pub bytes_compared: u64,
     pub wrong_bytes: u64,
     pub wrong_ends: u64,
+    pub outdated: u64,
     pub excused: u64,
     pub unexcused: u64,
     pub worst_stall_ms: u64,
     pub audit: Audit,
+    /// Times that an edge noticed wrong bytes on its own disk or from a peer.
+    pub noticed: u64,
     pub seconds: u64,
     /// Processes of ours that panicked or ended on their own.
     pub broken_processes: Vec<String>,
     pub complaints: Vec<String>,
-    pub left_out: Vec<&'static str>,
+    pub left_out: Vec<String>,
 }
 
 /// Runs the campaign. The disk that is filled is a loop-mounted file system if this machine allows
@@ -199,21 +296,35 @@ pub fn run(plan: &Plan) -> Report {
     let began = Instant::now();
     let mut random = SmallRng::seed_from_u64(plan.seed);
     let mut cluster = Cluster::prepare(ClusterOptions {
-        edges: 3,
+        edges: 4,
         ..ClusterOptions::default()
     });
-    let disk = if plan.disk_fills > 0 {
+    let disk = if plan.count(DISK_FILL) > 0 {
         SmallDisk::mount(cluster.directory.path(), 192 * MIB)
     } else {
         None
     };
     if let Some(disk) = &disk {
-        let last = cluster.edges.last_mut().unwrap();
-        last.put_data_at(disk.path().join("data"));
+        cluster.edges[FILLED].put_data_at(disk.path().join("data"));
+    }
+    cluster.edges[EVICTING]
+        .arguments
+        .push(format!("--max-size={}", 96 * MIB));
+    let clock = (plan.count(CLOCK_SKEW) > 0)
+        .then(|| clock::Clock::prepare(cluster.directory.path(), &mut cluster.edges[SKEWED]))
+        .flatten();
+    let commits = commits::Proxy::start(cluster.postgres.port());
+    let url = commits.url();
+    for argument in &mut cluster.coordinator.arguments {
+        if argument.starts_with("--database-url=") {
+            *argument = format!("--database-url={url}");
+        }
     }
     cluster.postgres.start_again();
     cluster.coordinator.start();
     cluster.add_source(SOURCE);
+    let other = Origin::start();
+    add_other_source(&cluster, &other);
     for edge in &mut cluster.edges {
         edge.start();
     }
@@ -228,13 +339,23 @@ pub fn run(plan: &Plan) -> Report {
         })
         .collect();
 
-    let injected = inject::all(plan, &mut cluster, &shared, disk.as_ref(), &mut random);
+    let mut tools = inject::Tools {
+        disk: disk.as_ref(),
+        clock: clock.as_ref(),
+        commits: &commits,
+        other: &other,
+    };
+    let injected = inject::all(plan, &mut cluster, &shared, &mut tools, &mut random);
 
     shared.stop.store(true, Ordering::SeqCst);
     for reader in readers {
         reader.join().expect("a reader does not panic");
     }
+    // So that it checks again what was corrupted while it ran.
+    cluster.edges[CORRUPTED].terminate();
+    cluster.edges[CORRUPTED].start();
     let audit = audit::settle_and_compare(&mut cluster);
+    let noticed = noticed(&cluster);
     let broken_processes = broken_processes(&mut cluster);
     let counters = &shared.counters;
     let load = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
@@ -246,11 +367,13 @@ pub fn run(plan: &Plan) -> Report {
         bytes_compared: load(&counters.bytes_compared),
         wrong_bytes: load(&counters.wrong_bytes),
         wrong_ends: load(&counters.wrong_ends),
+        outdated: load(&counters.outdated),
         excused: load(&counters.excused),
         unexcused: load(&counters.unexcused),
         worst_stall_ms: load(&counters.worst_stall_ms),
         broken_processes,
         audit,
+        noticed,
         seconds: began.elapsed().as_secs(),
         complaints: shared.complaints.lock().unwrap().clone(),
     };
@@ -258,7 +381,7 @@ pub fn run(plan: &Plan) -> Report {
         keep_logs(&cluster, plan.seed);
     }
     // The edge on it first, then the disk.
-    drop(cluster.edges.pop());
+    drop(cluster.edges.remove(FILLED));
     drop(disk);
     report
 }
@@ -280,6 +403,16 @@ fn keep_logs(cluster: &Cluster, seed: u64) {
     }
 }
 
+/// Shows that corruptions were met; counters would begin again with each kill, and logs do not.
+fn noticed(cluster: &Cluster) -> u64 {
+    let found = |edge: &crate::services::Edge| {
+        let log = std::fs::read_to_string(edge.log()).unwrap_or_default();
+        let of = |line: &str| log.matches(line).count() as u64;
+        NOTICED.into_iter().map(of).sum::<u64>()
+    };
+    cluster.edges.iter().map(found).sum()
+}
+
 /// Failures that no fault of the plan explains: a service that ended on its own, or a task in it
 /// that panicked.
 fn broken_processes(cluster: &mut Cluster) -> Vec<String> {
@@ -296,12 +429,21 @@ fn broken_processes(cluster: &mut Cluster) -> Vec<String> {
     broken
 }
 
+fn add_other_source(cluster: &Cluster, other: &Origin) {
+    let output = cluster
+        .coordinator
+        .cli(&["source", "add", OTHER, &other.url()]);
+    assert!(output.status.success(), "{output:?}");
+}
+
 fn prepare(plan: &Plan, cluster: &Cluster) -> Shared {
-    let edges = cluster.edges.iter().map(|edge| Target {
+    let target = |(number, edge): (usize, &crate::services::Edge)| Target {
         address: edge.http,
         down: AtomicBool::new(false),
         incidents: AtomicU64::new(0),
-    });
+        is_judged: number != CORRUPTED,
+    };
+    let edges = cluster.edges.iter().enumerate().map(target);
     let titles = (0..plan.objects).map(|number| {
         let title = Title {
             path: format!("/title-{number}.mp4"),
@@ -341,6 +483,7 @@ impl Report {
         let zero = [
             ("wrong bytes", self.wrong_bytes),
             ("wrong ends", self.wrong_ends),
+            ("answers older than their freshness", self.outdated),
             (
                 "rows without bytes after settling",
                 self.audit.rows_without_bytes,
@@ -395,6 +538,7 @@ impl std::fmt::Display for Report {
             ("MiB compared", self.bytes_compared / MIB),
             ("wrong bytes", self.wrong_bytes),
             ("wrong ends (short but clean, or mixed)", self.wrong_ends),
+            ("answers older than their freshness", self.outdated),
             ("rows audited after settling", self.audit.rows),
             (
                 "rows without bytes after settling",
@@ -416,6 +560,7 @@ impl std::fmt::Display for Report {
                 "processes that broke by themselves",
                 self.broken_processes.len() as u64,
             ),
+            ("times that edges noticed corrupted chunks", self.noticed),
             ("worst stall, ms", self.worst_stall_ms),
         ];
         for (what, count) in rows {

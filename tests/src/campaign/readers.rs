@@ -27,7 +27,7 @@ pub fn read_until_stopped(shared: &Shared, seed: u64) {
     let mut random = SmallRng::seed_from_u64(seed);
     while !shared.stop.load(Ordering::SeqCst) {
         let edge = &shared.edges[random.random_range(0..shared.edges.len())];
-        if edge.down.load(Ordering::SeqCst) {
+        if edge.down.load(Ordering::SeqCst) || !edge.is_judged {
             std::thread::sleep(Duration::from_millis(5));
             continue;
         }
@@ -48,13 +48,15 @@ fn draw(size: u64, random: &mut SmallRng) -> Option<(u64, u64)> {
     Some((start, (start + length).min(size)))
 }
 
-fn one_request(shared: &Shared, edge: &Target, title: &Title, range: Option<(u64, u64)>) {
+/// Asks once, and judges the answer.
+pub fn one_request(shared: &Shared, edge: &Target, title: &Title, range: Option<(u64, u64)>) {
     let incidents = edge.incidents.load(Ordering::SeqCst);
     let version = title.version.load(Ordering::SeqCst);
     let counters = &shared.counters;
     counters.requests.fetch_add(1, Ordering::SeqCst);
     let mut worst = Duration::ZERO;
-    let end = attempt(shared, edge, title, range, &mut worst);
+    let current = title.current();
+    let end = attempt(shared, edge, title, range, &mut worst, current);
     let of_edge =
         edge.incidents.load(Ordering::SeqCst) != incidents || edge.down.load(Ordering::SeqCst);
     let of_object = title.version.load(Ordering::SeqCst) != version;
@@ -103,6 +105,7 @@ fn attempt(
     title: &Title,
     range: Option<(u64, u64)>,
     worst: &mut Duration,
+    current: Option<u64>,
 ) -> End {
     let mut call =
         Call::get(&format!("/{}{}", crate::cluster::SOURCE, title.path)).timeout(PATIENCE);
@@ -123,6 +126,16 @@ fn attempt(
     let Some(seed) = seed_of(&reply) else {
         return End::Failed(format!("no ETag of ours: {:?}", reply.headers));
     };
+    // Known for longer than anything is fresh, and not changed since.
+    if current.is_some_and(|current| current != seed) && title.current() == current {
+        shared.counters.outdated.fetch_add(1, Ordering::SeqCst);
+        shared.complain(format!(
+            "{} of {} at {}: seed {seed}, which is no more",
+            title.path,
+            time_of_day(),
+            edge.address
+        ));
+    }
     match compare(shared, &mut reply, seed, start, end, worst) {
         End::Failed(_) if title.seed.load(Ordering::SeqCst) != seed => End::Outdated,
         end => end,
