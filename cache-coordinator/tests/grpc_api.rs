@@ -168,6 +168,7 @@ async fn a_second_session_fences_the_first() {
         edge: "edge-1".into(),
         epoch: first.epoch,
         key: entry("films", BASE, "a", 1, "\"1\"").key,
+        passed_over: String::new(),
     };
     let refused = coordinator
         .edge()
@@ -189,9 +190,15 @@ async fn one_edge_probes_and_the_others_get_what_it_finds() {
         edge: edge.name.clone(),
         epoch: edge.epoch,
         key: film.key.clone(),
+        passed_over: String::new(),
     };
     use v1::resolve_key_response::Outcome;
-    let (first, second) = (resolve(&one), resolve(&two));
+    let first = resolve(&one);
+    // Otherwise it would soon be sent to the edge that asks.
+    let second = v1::ResolveKeyRequest {
+        passed_over: one.name.clone(),
+        ..resolve(&two)
+    };
     let mut client = coordinator.edge().await;
     let leased = client.resolve_key(first).await.unwrap().into_inner();
     assert!(matches!(leased.outcome, Some(Outcome::Probe(p)) if p.chunk_size == film.chunk_size));
@@ -222,6 +229,43 @@ async fn one_edge_probes_and_the_others_get_what_it_finds() {
         panic!("expected the entry");
     };
     assert_eq!(binding.entry.unwrap().id, film.id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_that_asks_or_keeps_a_whole_answer_is_named_to_the_others() {
+    let coordinator = coordinator().await;
+    coordinator.add_source("films", BASE).await;
+    let one = FakeEdge::join(&coordinator, "edge-1").await;
+    let two = FakeEdge::join(&coordinator, "edge-02").await;
+    let mut client = coordinator.edge().await;
+    use v1::resolve_key_response::Outcome;
+    let ask = |edge: &FakeEdge, path: &str, passed_over: &str| v1::ResolveKeyRequest {
+        edge: edge.name.clone(),
+        epoch: edge.epoch,
+        key: entry("films", BASE, path, 1, "\"1\"").key,
+        passed_over: passed_over.into(),
+    };
+    let is_one = |outcome: &Option<Outcome>| matches!(outcome, Some(Outcome::Keeper(it)) if it.edge == "edge-1" && !it.url.is_empty());
+    // It is still asking.
+    for (edge, is_named) in [(&one, false), (&two, true)] {
+        let answer = client
+            .resolve_key(ask(edge, "live.m3u8", ""))
+            .await
+            .unwrap();
+        assert_eq!(is_one(&answer.into_inner().outcome), is_named);
+    }
+    let key = entry("films", BASE, "live.m3u8", 1, "\"1\"").key;
+    one.say(v1::session_request::Message::WholeAnswer(v1::WholeAnswer {
+        key,
+    }))
+    .await;
+    for (edge, passed_over, is_named) in [(&two, "", true), (&two, "edge-1", false)] {
+        let answer = client
+            .resolve_key(ask(edge, "live.m3u8", passed_over))
+            .await;
+        let outcome = answer.unwrap().into_inner().outcome;
+        assert_eq!(is_one(&outcome), is_named, "{outcome:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -320,6 +320,9 @@ async fn an_object_without_a_validator_is_kept_as_a_whole() {
 async fn what_arrives_is_collapsed_and_streamed_to_all_who_wait() {
     let (_directory, origin, edge) = pair().await;
     let head = lines(&["Cache-Control: max-age=60"]);
+    // More than the probe asks for.
+    let size = SIZE + 2 * MIB;
+    origin.size.store(size, Ordering::Relaxed);
     // The probe, then one answer for all: half of it now, the rest in a second.
     origin.script(move |nth, seen| match (nth, seen.range) {
         (0, _) | (_, Some(_)) => Act::With(head.clone()),
@@ -336,7 +339,7 @@ async fn what_arrives_is_collapsed_and_streamed_to_all_who_wait() {
         .collect();
     for reader in readers {
         let answer = reader.await.unwrap();
-        answer.assert_bytes(200, &content(1, 0..SIZE));
+        answer.assert_bytes(200, &content(1, 0..size));
     }
     let whole = origin
         .seen
@@ -345,6 +348,21 @@ async fn what_arrives_is_collapsed_and_streamed_to_all_who_wait() {
         .filter(|it| it.range.is_none())
         .count();
     assert_eq!(whole, 1, "one answer for eight");
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_range_that_is_all_of_it_is_not_asked_for_again() {
+    let (_directory, origin, edge) = pair().await;
+    let head = lines(&["Cache-Control: max-age=60"]);
+    origin.script(move |_, _| Act::With(head.clone()));
+    for _ in 0..2 {
+        let answer = support::request(edge.address, "GET", "/films/a", None, &[]).await;
+        answer.assert_bytes(200, &content(1, 0..SIZE));
+        assert_eq!(answer.header("content-range"), "");
+    }
+    let seen = origin.seen.lock().len();
+    assert_eq!(seen, 1, "the answer to the first question");
     edge.stop().await;
 }
 

@@ -45,6 +45,7 @@ impl PurgeRecord {
             selector: Some(self.selector.clone()),
             soft: self.soft,
             entry_ids,
+            epoch: 0,
         }
     }
 }

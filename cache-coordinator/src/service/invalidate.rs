@@ -83,6 +83,7 @@ pub async fn invalidate(
             keys: keys.clone(),
             entry_ids: vec![entry.id.to_string()],
             purge,
+            epoch: 0,
         })
     };
     let mut pushed = cluster

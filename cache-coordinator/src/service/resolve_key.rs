@@ -1,12 +1,17 @@
 //! Resolves keys to entries, for edges. A key that the table knows is resolved at once; for another
 //! key, one caller in the cluster asks the origin and the others wait for its finding.
 //!
-//! Waits end by events: the end of a probe drops its channel, which wakes all waiters. A probe
-//! without an answer ends when its lease expires.
+//! Waits end by events: the end of a probe drops its channel, which wakes all waiters. If it takes
+//! longer, they are sent to the edge that asks. A probe without an answer ends with its edge's
+//! session.
+//!
+//! What cannot become an entry (no validator, no length) is kept as a whole by the edge that asked:
+//! it is the key's keeper, and the others are sent there (RFC 0012).
 
 use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
+    sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -20,15 +25,25 @@ use super::{
     Cluster,
     error::{Resource, ServiceError},
 };
-use crate::db::writer::TouchEntry;
+use crate::{db::writer::TouchEntry, sessions::registry::EdgeSession};
 
-/// The caller must ask the origin within this time; after it, another caller may.
+/// The caller must ask the origin within this time; after it, the same edge may ask again.
 const PROBE_LEASE: Duration = Duration::from_secs(2);
-/// Limit of keys that are remembered as being asked for, and of keys remembered as absent.
+/// Callers that wait longer than this are sent to the edge that asks, which may be waiting for an
+/// answer that streams (a blocking playlist reload).
+const JOIN_AFTER: Duration = Duration::from_millis(100);
+/// How long a caller that was sent to the edge that asks in vain waits for that edge's report: what
+/// is no whole answer becomes an entry.
+const REPORTED_WITHIN: Duration = Duration::from_millis(500);
+/// After this time another edge may ask, even if the first one is still in session.
+const LONGEST_PROBE: Duration = Duration::from_secs(60);
+/// How long an edge is a key's keeper after its last answer.
+const KEPT_FOR: Duration = Duration::from_secs(60);
+/// Limit of keys that are remembered as being asked for, of keys remembered as absent, and of keys
+/// with a keeper.
 const MAX_REMEMBERED: usize = 10_000;
-/// Longer keys are not remembered as absent, because clients choose them; the edges remember them
-/// too.
-const LONGEST_ABSENT: usize = 1_024;
+/// Longer keys are not remembered, because clients choose them; the edges remember them too.
+const LONGEST_REMEMBERED: usize = 1_024;
 /// Counters of ended probes. Two keys with one counter cost a second look at the table.
 const ENDED: usize = 1_024;
 /// The longest time for which an edge's report of an absent object counts.
@@ -44,6 +59,7 @@ pub struct Resolver {
 struct State {
     probes: HashMap<v1::Key, Probe>,
     negatives: HashMap<v1::Key, Negative>,
+    keepers: HashMap<v1::Key, (EdgeRun, Instant)>,
     /// The probes that ended, by hash of their keys: shows whether a key's row may have changed
     /// since it was read.
     ended: [u64; ENDED],
@@ -56,11 +72,44 @@ struct Negative {
     until: Instant,
 }
 
+/// An edge during one of its sessions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EdgeRun {
+    pub name: String,
+    pub epoch: u64,
+}
+
 #[derive(Debug)]
 struct Probe {
-    until: Instant,
+    by: EdgeRun,
+    begun: Instant,
     /// Dropped when the probe ends.
     ended: watch::Sender<()>,
+}
+
+/// A caller, and the edge that it was sent to in vain.
+struct Caller<'a> {
+    edge: EdgeRun,
+    passed_over: &'a str,
+    since: Instant,
+}
+
+impl Caller<'_> {
+    fn may_join(&self, other: &EdgeRun) -> bool {
+        self.edge.name != other.name && self.passed_over != other.name
+    }
+
+    /// When the caller may ask by itself.
+    fn waits_until(&self, probe: &Probe) -> Instant {
+        let lease_ends = probe.begun + PROBE_LEASE;
+        if self.may_join(&probe.by) {
+            probe.begun + LONGEST_PROBE
+        } else if self.edge.name == probe.by.name {
+            lease_ends
+        } else {
+            lease_ends.max(self.since + REPORTED_WITHIN)
+        }
+    }
 }
 
 /// How to handle an unknown key.
@@ -70,6 +119,8 @@ enum Claim {
     Ask,
     /// Another caller does. The table is read again when this wakes.
     Wait(watch::Receiver<()>, Instant),
+    /// Another caller has been asking for a while, or keeps the answer.
+    Join(EdgeRun),
     /// The table may have changed since it was read.
     LookAgain,
 }
@@ -79,7 +130,45 @@ impl Resolver {
     pub fn bound(&self, key: &v1::Key) {
         let mut state = self.state.lock();
         state.negatives.remove(key);
+        state.keepers.remove(key);
         state.end(key);
+    }
+
+    /// Records that an edge keeps the answer as a whole. One that was not told to ask does not
+    /// replace a present keeper: the two learn of each other when their memories end.
+    pub fn keep(&self, key: &v1::Key, by: EdgeRun, is_present: impl Fn(&EdgeRun) -> bool) {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        let was_told = state.probes.get(key).is_some_and(|probe| probe.by == by);
+        let other = state
+            .keepers
+            .get(key)
+            .is_some_and(|(keeper, until)| *keeper != by && *until > now && is_present(keeper));
+        if was_told || !other {
+            if state.keepers.len() >= MAX_REMEMBERED {
+                state.keepers.retain(|_, (_, until)| *until > now);
+            }
+            if is_short(key) && state.keepers.len() < MAX_REMEMBERED {
+                state.keepers.insert(key.clone(), (by, now + KEPT_FOR));
+            }
+            state.negatives.remove(key);
+        }
+        if was_told {
+            state.end(key);
+        }
+    }
+
+    /// Ends the questions of an edge whose session has ended.
+    pub fn forget_edge(&self, edge: &str, epoch: u64) {
+        let mut state = self.state.lock();
+        let is_its = |by: &EdgeRun| by.name == edge && by.epoch == epoch;
+        state.keepers.retain(|_, (keeper, _)| !is_its(keeper));
+        let probes = state.probes.iter();
+        let its: Vec<v1::Key> = probes
+            .filter(|(_, probe)| is_its(&probe.by))
+            .map(|(key, _)| key.clone())
+            .collect();
+        its.iter().for_each(|key| state.end(key));
     }
 
     /// Records that the origin has no such object.
@@ -97,10 +186,10 @@ impl Resolver {
             let now = Instant::now();
             state.negatives.retain(|_, answer| answer.until > now);
         }
-        let is_short = key.path.len() + key.query.len() <= LONGEST_ABSENT;
-        if is_short && !valid_for.is_zero() && state.negatives.len() < MAX_REMEMBERED {
+        if is_short(&key) && !valid_for.is_zero() && state.negatives.len() < MAX_REMEMBERED {
             state.negatives.insert(key.clone(), answer);
         }
+        state.keepers.remove(&key);
         state.end(&key);
     }
 
@@ -137,22 +226,61 @@ impl Resolver {
         None
     }
 
+    /// The key's keeper, unless it is the caller or was passed over.
+    fn keeper(
+        &self,
+        key: &v1::Key,
+        caller: &Caller<'_>,
+        is_present: impl Fn(&EdgeRun) -> bool,
+    ) -> Option<EdgeRun> {
+        let state = self.state.lock();
+        let (keeper, until) = state.keepers.get(key)?;
+        let may_join = *until > Instant::now() && caller.may_join(keeper) && is_present(keeper);
+        may_join.then(|| keeper.clone())
+    }
+
     /// How to handle an unknown key, or `None` if nobody asks for it. `seen` is the value of
     /// [`Self::ended`] before the table was read.
     fn asked(&self, key: &v1::Key, seen: u64) -> Option<Claim> {
         let state = self.state.lock();
-        state.asked(key, seen, Instant::now())
+        let until = |probe: &Probe| probe.begun + PROBE_LEASE;
+        let running = state.probes.get(key);
+        match running.filter(|probe| until(probe) > Instant::now()) {
+            Some(probe) => Some(Claim::Wait(probe.ended.subscribe(), until(probe))),
+            None => state.look_again(key, seen),
+        }
     }
 
-    /// The same; if nobody asks for the key, the caller does from now on.
-    fn claim(&self, key: &v1::Key, seen: u64) -> Result<Claim, ServiceError> {
+    /// The same for an edge, which asks from now on if nobody does.
+    fn claim(
+        &self,
+        key: &v1::Key,
+        caller: &Caller<'_>,
+        seen: u64,
+        is_present: impl Fn(&EdgeRun) -> bool,
+    ) -> Result<Claim, ServiceError> {
         let mut state = self.state.lock();
         let now = Instant::now();
-        if let Some(claim) = state.asked(key, seen, now) {
+        if let Some(probe) = state
+            .probes
+            .get(key)
+            .filter(|probe| caller.waits_until(probe) > now && is_present(&probe.by))
+        {
+            let until = if !caller.may_join(&probe.by) {
+                caller.waits_until(probe)
+            } else if probe.begun + JOIN_AFTER > now {
+                probe.begun + JOIN_AFTER
+            } else {
+                return Ok(Claim::Join(probe.by.clone()));
+            };
+            return Ok(Claim::Wait(probe.ended.subscribe(), until));
+        }
+        if let Some(claim) = state.look_again(key, seen) {
             return Ok(claim);
         }
         if state.probes.len() >= MAX_REMEMBERED {
-            state.probes.retain(|_, probe| probe.until > now);
+            let is_running = |probe: &Probe| probe.begun + PROBE_LEASE > now;
+            state.probes.retain(|_, probe| is_running(probe));
         }
         if state.probes.len() >= MAX_REMEMBERED {
             return Err(ServiceError::Exhausted(
@@ -160,7 +288,8 @@ impl Resolver {
             ));
         }
         let probe = Probe {
-            until: now + PROBE_LEASE,
+            by: caller.edge.clone(),
+            begun: now,
             ended: watch::Sender::new(()),
         };
         state.probes.insert(key.clone(), probe);
@@ -199,10 +328,16 @@ impl Default for State {
         Self {
             probes: HashMap::new(),
             negatives: HashMap::new(),
+            keepers: HashMap::new(),
             ended: [0; ENDED],
             hasher: RandomState::new(),
         }
     }
+}
+
+/// Whether the key may be remembered beyond its question.
+fn is_short(key: &v1::Key) -> bool {
+    key.path.len() + key.query.len() <= LONGEST_REMEMBERED
 }
 
 impl State {
@@ -211,12 +346,9 @@ impl State {
         (self.hasher.hash_one(key) % ENDED as u64) as usize
     }
 
-    fn asked(&self, key: &v1::Key, seen: u64, now: Instant) -> Option<Claim> {
-        let running = self.probes.get(key).filter(|probe| probe.until > now);
-        match running {
-            Some(probe) => Some(Claim::Wait(probe.ended.subscribe(), probe.until)),
-            None => (self.ended[self.counter(key)] != seen).then_some(Claim::LookAgain),
-        }
+    /// Whether the key's row may have changed since it was read.
+    fn look_again(&self, key: &v1::Key, seen: u64) -> Option<Claim> {
+        (self.ended[self.counter(key)] != seen).then_some(Claim::LookAgain)
     }
 
     fn end(&mut self, key: &v1::Key) {
@@ -254,15 +386,58 @@ pub async fn resolve_key(
     if cluster.source(&key.source).is_none() {
         return Err(ServiceError::not_found(Resource::Source, key.source));
     }
-    let outcome = outcome(cluster, &key).await?;
+    let caller = Caller {
+        edge: EdgeRun {
+            name: request.edge,
+            epoch: request.epoch,
+        },
+        passed_over: &request.passed_over,
+        since: Instant::now(),
+    };
+    let outcome = outcome(cluster, &key, &caller).await?;
     Ok(v1::ResolveKeyResponse {
         outcome: Some(outcome),
     })
 }
 
-async fn outcome(cluster: &Cluster, key: &v1::Key) -> Result<Outcome, ServiceError> {
+/// Records that the edge of a session keeps the answer for a key.
+pub fn keep(cluster: &Cluster, session: &EdgeSession, key: &v1::Key) {
+    let by = EdgeRun {
+        name: session.name.clone(),
+        epoch: session.epoch,
+    };
+    cluster
+        .resolver
+        .keep(key, by, |edge| session_of(cluster, edge).is_some());
+}
+
+/// The edge's session, if it is still the same one and takes requests.
+fn session_of(cluster: &Cluster, edge: &EdgeRun) -> Option<Arc<EdgeSession>> {
+    let session = cluster.registry.by_name(&edge.name)?;
+    let takes = session.epoch == edge.epoch && !session.draining.load(Ordering::Relaxed);
+    takes.then_some(session)
+}
+
+async fn outcome(
+    cluster: &Cluster,
+    key: &v1::Key,
+    caller: &Caller<'_>,
+) -> Result<Outcome, ServiceError> {
+    let is_present = |edge: &EdgeRun| session_of(cluster, edge).is_some();
+    let at = |edge: &EdgeRun| {
+        session_of(cluster, edge).map(|session| {
+            Outcome::Keeper(v1::Keeper {
+                edge: session.name.clone(),
+                url: session.url.clone(),
+            })
+        })
+    };
     loop {
         let seen = cluster.resolver.ended(key);
+        let keeper = cluster.resolver.keeper(key, caller, is_present);
+        if let Some(outcome) = keeper.as_ref().and_then(at) {
+            return Ok(outcome);
+        }
         if let Some(binding) = cluster.database.binding(key).await? {
             if binding.is_idle {
                 // Mark it as used before it is returned: it must not be forgotten while its first
@@ -275,13 +450,18 @@ async fn outcome(cluster: &Cluster, key: &v1::Key) -> Result<Outcome, ServiceErr
         if let Some(negative) = cluster.resolver.find_negative(key) {
             return Ok(Outcome::Negative(negative));
         }
-        match cluster.resolver.claim(key, seen)? {
+        match cluster.resolver.claim(key, caller, seen, is_present)? {
             Claim::LookAgain => {}
             Claim::Ask => {
                 return Ok(Outcome::Probe(v1::ProbeLease {
                     lease_ms: u32::try_from(PROBE_LEASE.as_millis()).unwrap_or(u32::MAX),
                     chunk_size: cluster.chunk_size,
                 }));
+            }
+            Claim::Join(edge) => {
+                if let Some(outcome) = at(&edge) {
+                    return Ok(outcome);
+                }
             }
             Claim::Wait(ended, until) => wait(cluster, ended, until).await?,
         }
@@ -311,74 +491,5 @@ pub fn now_ms() -> i64 {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    fn key(path: &str) -> v1::Key {
-        v1::Key {
-            source: "films".into(),
-            path: path.into(),
-            ..Default::default()
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn one_asks_and_the_others_wait_until_it_is_bound() {
-        let resolver = Resolver::default();
-        let seen = resolver.ended(&key("a"));
-        assert!(matches!(resolver.claim(&key("a"), seen), Ok(Claim::Ask)));
-        let Ok(Claim::Wait(mut ended, _)) = resolver.claim(&key("a"), seen) else {
-            panic!("expected to wait");
-        };
-        assert!(matches!(resolver.claim(&key("b"), seen), Ok(Claim::Ask)));
-        resolver.bound(&key("a"));
-        assert!(ended.changed().await.is_err());
-        assert!(matches!(
-            resolver.claim(&key("a"), seen),
-            Ok(Claim::LookAgain)
-        ));
-    }
-
-    #[test]
-    fn a_key_that_nobody_asks_for_is_waited_for_by_nobody() {
-        let resolver = Resolver::default();
-        let asked = |path: &str, seen| resolver.asked(&key(path), seen);
-        let seen = resolver.ended(&key("a"));
-        assert!(asked("a", seen).is_none());
-        assert!(matches!(resolver.claim(&key("a"), seen), Ok(Claim::Ask)));
-        assert!(matches!(asked("a", seen), Some(Claim::Wait(..))));
-        resolver.bound(&key("a"));
-        assert!(matches!(asked("a", seen), Some(Claim::LookAgain)));
-        // Other keys' ends make nobody look again, but for a few with the same counter.
-        let looking = (0..100).filter(|n| asked(&n.to_string(), 0).is_some());
-        assert!(looking.count() < 10);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_silent_probe_ends_with_its_lease() {
-        let resolver = Resolver::default();
-        assert!(matches!(resolver.claim(&key("a"), 0), Ok(Claim::Ask)));
-        tokio::time::advance(PROBE_LEASE).await;
-        assert!(matches!(resolver.claim(&key("a"), 0), Ok(Claim::Ask)));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_absent_object_is_remembered_for_a_while() {
-        let resolver = Resolver::default();
-        let negative = |path: &str, valid_for_ms| v1::KeyNegative {
-            key: Some(key(path)),
-            http_status: 404,
-            valid_for_ms,
-        };
-        resolver.negative(negative("a", u32::MAX));
-        let found = resolver.find_negative(&key("a")).unwrap();
-        assert!(found.valid_for_ms <= 60_000);
-        tokio::time::advance(MAX_NEGATIVE).await;
-        assert!(resolver.find_negative(&key("a")).is_none());
-        resolver.negative(negative("a", 0));
-        assert!(resolver.find_negative(&key("a")).is_none());
-        let long = "x".repeat(LONGEST_ABSENT + 1);
-        resolver.negative(negative(&long, 60_000));
-        assert!(resolver.find_negative(&key(&long)).is_none());
-    }
-}
+#[path = "resolve_key_tests.rs"]
+mod tests;

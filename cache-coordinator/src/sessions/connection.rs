@@ -42,7 +42,7 @@ use crate::{
         Cluster,
         error::ServiceError,
         loader::{edge_id, row_id},
-        resolve_key::now_ms,
+        resolve_key::{self, now_ms},
     },
 };
 
@@ -136,6 +136,7 @@ async fn open(
         session_timeout_ms: u32::try_from(SESSION_TIMEOUT.as_millis()).unwrap_or(u32::MAX),
         draining: joined.draining,
         now_ms: now_ms(),
+        invalidation_epoch: cluster.registry.last_invalidation(),
     }));
     let registration = cluster.registry.register(&live);
     drop(alone);
@@ -367,6 +368,11 @@ async fn control(
                 .await?;
         }
         Request::KeyNegative(negative) => cluster.resolver.negative(negative),
+        Request::WholeAnswer(answer) => {
+            if let Some(key) = &answer.key {
+                resolve_key::keep(cluster, live, key);
+            }
+        }
         Request::ProbeReport(report) => {
             let sequence = report.sequence;
             if let Some(outcome) = report.outcome {
@@ -492,6 +498,7 @@ async fn close(cluster: &Arc<Cluster>, live: &Arc<EdgeSession>, end: End) {
         _ => {}
     }
     let was_present = cluster.registry.leave(live.edge, live.epoch);
+    cluster.resolver.forget_edge(&live.name, live.epoch);
     let left = Command::EdgeLeft {
         edge: live.edge,
         epoch: live.epoch,

@@ -86,6 +86,7 @@ impl Protocol {
                 phase @ (Digests | Pages),
                 Message::Demand(_)
                 | Message::KeyNegative(_)
+                | Message::WholeAnswer(_)
                 | Message::FetchReport(_)
                 | Message::ProbeReport(_)
                 | Message::TitleReport(_)
@@ -123,6 +124,7 @@ pub fn name(message: &Message) -> &'static str {
         Message::EntriesRemoved(_) => "EntriesRemoved",
         Message::EntryObserved(_) => "EntryObserved",
         Message::KeyNegative(_) => "KeyNegative",
+        Message::WholeAnswer(_) => "WholeAnswer",
         Message::FetchReport(_) => "FetchReport",
         Message::ProbeReport(_) => "ProbeReport",
         Message::TitleReport(_) => "TitleReport",

@@ -290,8 +290,9 @@ pub struct Registry {
     /// Locked shared while an observation is judged and recorded, and exclusively while an
     /// invalidation begins.
     observing: tokio::sync::RwLock<()>,
-    /// Number of invalidations that have begun.
+    /// Number of invalidations that have begun, and the sequence of the last one.
     invalidations: AtomicU64,
+    last_invalidation: AtomicU64,
     joined: watch::Sender<u64>,
 }
 
@@ -414,6 +415,24 @@ impl Registry {
         }
     }
 
+    /// A registry whose sequence numbers are higher than those of earlier coordinators: edges
+    /// compare invalidation epochs among each other.
+    #[must_use]
+    pub fn starting_at(now_ms: i64) -> Self {
+        let first = u64::try_from(now_ms).unwrap_or(0).saturating_mul(1_000);
+        Self {
+            sequence: AtomicU64::new(first),
+            last_invalidation: AtomicU64::new(first),
+            ..Self::default()
+        }
+    }
+
+    /// The sequence of the last invalidation: the cluster's invalidation epoch.
+    #[must_use]
+    pub fn last_invalidation(&self) -> u64 {
+        self.last_invalidation.load(Ordering::Acquire)
+    }
+
     /// A sequence number that no earlier message had.
     pub fn next_sequence(&self) -> u64 {
         self.sequence.fetch_add(1, Ordering::Relaxed) + 1
@@ -437,6 +456,7 @@ impl Registry {
         let _alone = self.observing.write().await;
         self.invalidations.fetch_add(1, Ordering::AcqRel);
         let sequence = self.next_sequence();
+        self.last_invalidation.fetch_max(sequence, Ordering::AcqRel);
         for live in self.all() {
             live.owes_confirmation(sequence);
         }
@@ -483,11 +503,21 @@ impl Registry {
         message: impl Fn(u64) -> Message,
     ) -> Publication {
         let sessions = self.all();
+        let is_invalidation = matches!(confirmation, Confirmation::Invalidations);
+        if is_invalidation {
+            self.last_invalidation.fetch_max(sequence, Ordering::AcqRel);
+        }
         for live in &sessions {
-            if matches!(confirmation, Confirmation::Invalidations) {
+            if is_invalidation {
                 live.owes_confirmation(sequence);
             }
-            live.outbox.post(message(sequence));
+            let mut message = message(sequence);
+            match &mut message {
+                Message::Invalidate(invalidate) => invalidate.epoch = sequence,
+                Message::Purge(purge) => purge.epoch = sequence,
+                _ => {}
+            }
+            live.outbox.post(message);
         }
         Publication {
             sequence,

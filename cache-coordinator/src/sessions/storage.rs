@@ -152,6 +152,7 @@ impl SessionStorage {
             keys: Vec::new(),
             entry_ids: entries.iter().map(ToString::to_string).collect(),
             purge: false,
+            epoch: 0,
         };
         self.live.outbox.send(Response::Invalidate(message)).await;
         Ok(())
@@ -476,6 +477,7 @@ pub(super) fn refuse_entry(
         keys: key.into_iter().collect(),
         entry_ids: vec![id],
         purge: true,
+        epoch: 0,
     }));
 }
 

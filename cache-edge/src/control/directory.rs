@@ -20,13 +20,18 @@ use http_rules::{
 static STEERS: Semaphore = Semaphore::const_new(64);
 
 impl Directory for Link {
-    fn resolve(&self, key: v1::Key) -> Answer<'_, v1::resolve_key_response::Outcome> {
+    fn resolve(
+        &self,
+        key: v1::Key,
+        passed_over: String,
+    ) -> Answer<'_, v1::resolve_key_response::Outcome> {
         Box::pin(async move {
             let (mut client, epoch, patience) = self.client()?;
             let mut request = tonic::Request::new(v1::ResolveKeyRequest {
                 edge: self.edge.clone(),
                 epoch,
                 key: Some(key),
+                passed_over,
             });
             request.set_timeout(patience);
             telemetry::inject_metadata(&Span::current(), request.metadata_mut());

@@ -490,6 +490,14 @@ impl Announce for Link {
         }));
     }
 
+    fn whole(&self, key: &v1::Key) {
+        // Dropped likewise.
+        if self.has_room() {
+            let key = Some(key.clone());
+            self.send(Message::WholeAnswer(v1::WholeAnswer { key }));
+        }
+    }
+
     fn local_fetch(&self, fetch: v1::LocalFetch) {
         self.send(Message::LocalFetch(fetch));
     }

@@ -217,6 +217,7 @@ impl Session {
         match message {
             Message::Welcome(welcome) => {
                 self.note_clock(welcome.now_ms);
+                self.bindings.resume_at(welcome.invalidation_epoch);
                 notes::set_welcome(&self.store, &self.peer_keys, &self.chunk_size, &welcome);
                 self.set_sources(welcome.sources);
                 self.link.set_draining(welcome.draining);
@@ -466,6 +467,7 @@ impl Session {
             .filter_map(|id| id.parse().ok())
             .collect();
         self.bindings.invalidate(&invalidate.keys, &entries);
+        self.bindings.set_cluster_epoch(invalidate.epoch);
         if invalidate.purge {
             for id in entries {
                 let Some(file) = self.store.entry(&id) else {
@@ -497,6 +499,7 @@ impl Session {
         let selector = purge.selector.unwrap_or_default();
         let named: HashSet<EntryId> = identity::unpack(&purge.entry_ids).collect();
         let objects = self.bindings.purge(&selector, &named, purge.soft);
+        self.bindings.set_cluster_epoch(purge.epoch);
         if !purge.soft {
             let is_selected = |file: &EntryFile| {
                 let key = file.description().key.as_ref();

@@ -271,7 +271,7 @@ impl Importer {
         match found.map_err(|error| anyhow::anyhow!("{error}"))? {
             Finding::Object(bound, _) => Ok(bound.entry.clone()),
             Finding::Negative(status) => anyhow::bail!("the origin answers {status}"),
-            Finding::Whole { .. } => {
+            Finding::Whole { .. } | Finding::Kept(_) => {
                 anyhow::bail!("it has no validator or no length, and is not stored in parts")
             }
             Finding::Unstorable(why) => {

@@ -8,6 +8,8 @@ pub trait Announce: Send + Sync + 'static {
     /// Reports that the origin answered for a key. Must precede all other reports of the entry.
     fn observed(&self, entry: &v1::Entry, freshness: &v1::Freshness);
     fn negative(&self, key: &v1::Key, http_status: u16, until_ms: i64);
+    /// Reports that this edge keeps the origin's answer for a key as a whole.
+    fn whole(&self, key: &v1::Key);
     fn local_fetch(&self, fetch: v1::LocalFetch);
     fn report(&self, report: v1::FetchReport);
 }
@@ -18,6 +20,7 @@ pub struct SilentAnnouncer;
 impl Announce for SilentAnnouncer {
     fn observed(&self, _: &v1::Entry, _: &v1::Freshness) {}
     fn negative(&self, _: &v1::Key, _: u16, _: i64) {}
+    fn whole(&self, _: &v1::Key) {}
     fn local_fetch(&self, _: v1::LocalFetch) {}
     fn report(&self, _: v1::FetchReport) {}
 }

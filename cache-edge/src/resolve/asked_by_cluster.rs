@@ -24,7 +24,7 @@ impl EdgeObjects {
             }),
             Ok(Finding::Negative(status @ (404 | 410))) => Outcome::AbsentStatus(status.into()),
             Ok(Finding::Negative(status)) => Outcome::Failed(format!("it answered {status}")),
-            Ok(Finding::Whole { .. }) => Outcome::Uncacheable(AS_A_WHOLE.into()),
+            Ok(Finding::Whole { .. } | Finding::Kept(_)) => Outcome::Uncacheable(AS_A_WHOLE.into()),
             Ok(Finding::Unstorable(why)) => Outcome::Uncacheable(why.into()),
             Err(error) => Outcome::Failed(error.to_string()),
         }
@@ -62,7 +62,10 @@ impl EdgeObjects {
         }
         match parts.bindings.get(&key) {
             Some(bound) => self.confirmed(&source, &key, &request, bound).await,
-            None => self.unknown(&source, &key, &request).await,
+            None => {
+                let passed_over = Some(String::new());
+                self.unknown(&source, &key, &request, passed_over).await
+            }
         }
     }
 }

@@ -72,8 +72,12 @@ pub struct Bindings {
     negative: ShortMemory<u16>,
     unstorable: ShortMemory<&'static str>,
     hasher: KeyHasher,
+    /// Edges that keep answers as a whole.
+    keepers: ShortMemory<Arc<v1::Keeper>>,
     /// Answers that are stored as a whole.
     whole: WholeAnswers,
+    /// The cluster's last invalidation or purge that took effect here.
+    cluster_epoch: AtomicU64,
     /// Locked before every other lock, including the session's, so that a finding is recorded and
     /// reported either before an invalidation or after it.
     invalidated: Mutex<InvalidatedKeys>,
@@ -185,8 +189,10 @@ impl Bindings {
             vary: ShortMemory::new(hasher.clone()),
             negative: ShortMemory::new(hasher.clone()),
             unstorable: ShortMemory::new(hasher.clone()),
+            keepers: ShortMemory::new(hasher.clone()),
             hasher,
             whole: WholeAnswers::default(),
+            cluster_epoch: AtomicU64::new(0),
             invalidated: Mutex::default(),
             changes: AtomicU64::new(0),
             store,
@@ -312,6 +318,7 @@ impl Bindings {
         }
         self.negative.remove(&key.source, &id);
         self.unstorable.remove(&key.source, &id);
+        self.keepers.remove(&key.source, &id);
         let bound = Arc::new(Bound::new(entry.id.parse().ok()?, entry, freshness));
         let mut map = self.bound.write();
         while let Some(victim) = map.victim() {
@@ -332,6 +339,7 @@ impl Bindings {
         }
         self.negative.remove(&key.source, &id);
         self.unstorable.remove(&key.source, &id);
+        self.keepers.remove(&key.source, &id);
         self.changed();
     }
 
@@ -397,6 +405,7 @@ impl Bindings {
         // Only their hashes are known, so all of the source are forgotten: each costs one question.
         self.negative.forget(&selector.source);
         self.unstorable.forget(&selector.source);
+        self.keepers.forget(&selector.source);
         let forgotten = self
             .whole
             .forget(|key, headers| purge::selects(selector, key, headers));
@@ -409,6 +418,7 @@ impl Bindings {
     pub fn forget_foreign(&self, base_url_of: impl Fn(&str) -> Option<String>) {
         // These are few, and do not record their base URL.
         self.whole.forget(|_, _| true);
+        self.keepers.forget("");
         let foreign: Vec<v1::Key> = {
             let bound = self.bound.read();
             let keys = bound.by_id.values().filter_map(|bound| {
@@ -454,6 +464,42 @@ impl Bindings {
     #[must_use]
     pub fn unstorable(&self, key: &v1::Key, now_ms: i64) -> Option<&'static str> {
         self.unstorable.get(&key.source, &key_id(key), now_ms)
+    }
+
+    /// Records which edge has just given its answer for the key.
+    pub fn set_keeper(&self, key: &v1::Key, keeper: Arc<v1::Keeper>, now_ms: i64) {
+        let (id, until_ms) = (key_id(key), now_ms + UNSTORABLE_MS);
+        self.keepers
+            .insert(&key.source, &id, keeper, until_ms, now_ms);
+    }
+
+    /// The edge that asks the origin for the key instead of this one.
+    #[must_use]
+    pub fn keeper(&self, key: &v1::Key, now_ms: i64) -> Option<Arc<v1::Keeper>> {
+        self.keepers.get(&key.source, &key_id(key), now_ms)
+    }
+
+    pub fn forget_keeper(&self, key: &v1::Key) {
+        self.keepers.remove(&key.source, &key_id(key));
+    }
+
+    /// The cluster's last invalidation or purge that took effect here.
+    #[must_use]
+    pub fn cluster_epoch(&self) -> u64 {
+        self.cluster_epoch.load(Ordering::Acquire)
+    }
+
+    /// Records that an invalidation or purge has taken effect.
+    pub fn set_cluster_epoch(&self, epoch: u64) {
+        self.cluster_epoch.fetch_max(epoch, Ordering::AcqRel);
+    }
+
+    /// Begins a session. If there were invalidations since the last one, forgets the answers that no
+    /// table lists: nothing else tells which of them are outdated.
+    pub fn resume_at(&self, epoch: u64) {
+        if self.cluster_epoch.swap(epoch, Ordering::AcqRel) != epoch {
+            self.whole.forget(|_, _| true);
+        }
     }
 }
 

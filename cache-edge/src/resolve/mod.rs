@@ -9,6 +9,7 @@ mod asked_by_cluster;
 pub mod bindings;
 pub mod compare;
 pub mod directory;
+mod keeper;
 pub mod objects;
 pub mod pass_through;
 mod passing;

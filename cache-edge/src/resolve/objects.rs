@@ -5,13 +5,14 @@ use std::{
     time::Duration,
 };
 
-use chunkcache_proto::{Geometry, Level, v1};
+use chunkcache_proto::{Geometry, v1};
 use http::HeaderMap;
 
 use super::{
     ailing::{Advice, Ailing},
     bindings::{Bindings, Bound, key_id},
     directory::Directory,
+    keeper::Unbound,
     pass_through,
     permission::Access,
     ports::{
@@ -23,11 +24,10 @@ use super::{
     whole_answer::AS_A_WHOLE,
 };
 use crate::clock::now_ms;
-use crate::fetch::{Assignment, Downloads};
+use crate::fetch::Downloads;
 use crate::{
-    core::lookahead::MAX_RUN_CHUNKS,
     readers::{Announce, DemandRegistry, DirectBytes, IncomingChunks, ReaderFactory},
-    upstream::{Catalogue, Client, OriginError, RequestClass, Source, loops::CDN_LOOP},
+    upstream::{Catalogue, Client, OriginError, Source, loops::CDN_LOOP},
 };
 use chunk_store::{EntryFile, Store};
 use http_rules::freshness::{self, Verdict};
@@ -234,15 +234,10 @@ impl EdgeObjects {
         }
         let found = match parts.bindings.get(&key) {
             Some(bound) => self.confirmed(&source, &key, request, bound).await?,
-            None => {
-                if request.ahead.is_some() {
-                    // Wait for the permit before the question, because a viewer may join the
-                    // question.
-                    let room = source.quota.acquire(RequestClass::Background).await;
-                    drop(room.map_err(|error| pass_through::serve_error(&error))?);
-                }
-                self.unknown(&source, &key, request).await?
-            }
+            None => match self.unbound(&source, &key, request).await? {
+                Unbound::Found(found) => found,
+                Unbound::Answered(answer) => return Ok(Resolution::PassThrough(answer)),
+            },
         };
         match found {
             Finding::Object(bound, freshness) if source.mode() == v1::SourceMode::Record => {
@@ -260,6 +255,8 @@ impl EdgeObjects {
                     None => self.unstorable(&source, &key, request, AS_A_WHOLE).await,
                 }
             }
+            // `unbound` follows keepers, and a binding has none.
+            Finding::Kept(_) => self.unstorable(&source, &key, request, AS_A_WHOLE).await,
             Finding::Negative(status) => negative(status, false),
             Finding::Unstorable(why) => self.unstorable(&source, &key, request, why).await,
         }
@@ -414,12 +411,14 @@ impl EdgeObjects {
         })
     }
 
-    /// Resolves a key that is unknown here.
+    /// Resolves a key that is unknown here. `passed_over`: as in
+    /// [`ask_cluster_or_origin`](Self::ask_cluster_or_origin).
     pub(super) async fn unknown(
         &self,
         source: &Arc<Source>,
         key: &v1::Key,
         request: &ObjectRequest,
+        passed_over: Option<String>,
     ) -> Result<Finding, ServeError> {
         if request.only_if_cached {
             return Err(ServeError::OnlyIfCached);
@@ -428,7 +427,7 @@ impl EdgeObjects {
             (self.clone(), source.clone(), key.clone(), request.clone());
         let headers = pass_through::allowed_headers(source, &request.headers);
         let asked = self.ask_once(key, &headers, move || async move {
-            this.ask_cluster_or_origin(&source_of, &key_of, &request_of)
+            this.ask_cluster_or_origin(&source_of, &key_of, &request_of, passed_over)
                 .await
         });
         asked?.answer().await
@@ -459,47 +458,12 @@ impl EdgeObjects {
         if let Some(why) = bindings.unstorable(key, now) {
             return Some(Finding::Unstorable(why));
         }
+        if let Some(keeper) = bindings.keeper(key, now) {
+            return Some(Finding::Kept(keeper));
+        }
         let bound = bindings.get(key)?;
         let is_fresh = freshness::judge(&bound.freshness, now) == Verdict::Fresh;
         (is_fresh && !self.is_changed(&bound)).then_some(Finding::Object(bound, Freshness::Fresh))
-    }
-
-    /// Rollout mode: the client gets the origin's answer, and the object is fetched into the store
-    /// as well.
-    fn record(&self, bound: &Bound, request: &ObjectRequest) -> Result<Arc<EntryFile>, ServeError> {
-        let file = self.entry_file(&bound.entry)?;
-        if request.head_only {
-            return Ok(file);
-        }
-        let geometry = file.geometry();
-        let (start, end) = match request.first_bytes {
-            super::ports::FirstBytes::From { start, end } => (start, end.unwrap_or(u64::MAX)),
-            super::ports::FirstBytes::Last(count) => {
-                (geometry.size().saturating_sub(count), geometry.size())
-            }
-        };
-        let chunks = geometry.chunks_covering(chunkcache_proto::ByteRange::new(start, end));
-        let last = chunks.end.min(chunks.start.saturating_add(64));
-        let mut first = chunks.start;
-        while let Some(missing) = file.first_missing(first, last) {
-            let count = MAX_RUN_CHUNKS.min(last - missing);
-            let order = Assignment {
-                id: self.parts().downloads.local_id(),
-                file: file.clone(),
-                first_chunk: missing,
-                chunk_count: count,
-                level: Level::Medium,
-                deadline_in_ms: 60_000,
-                start_at: geometry.chunk_range(missing).start,
-                peer: None,
-                reader: 0,
-            };
-            if !self.parts().downloads.submit(order) {
-                break;
-            }
-            first = missing + count;
-        }
-        Ok(file)
     }
 }
 

@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
-use chunkcache_proto::v1;
+use chunkcache_proto::{ByteRange, Level, v1};
 
 use super::{
+    bindings::Bound,
     objects::EdgeObjects,
     pass_through,
-    ports::{ObjectName, ObjectRequest, PassThrough, Resolution, ServeError},
+    ports::{FirstBytes, ObjectName, ObjectRequest, PassThrough, Resolution, ServeError},
     whole_answer::{AS_A_WHOLE, without_variant},
 };
 use crate::{
+    core::lookahead::MAX_RUN_CHUNKS,
+    fetch::Assignment,
     readers::ReaderFactory,
     upstream::{Source, signatures::refuses_signature},
 };
@@ -88,5 +91,45 @@ impl EdgeObjects {
             parts.catalogue.take_back(source, key, &signature);
         }
         Ok(passed)
+    }
+
+    /// Rollout mode: the client gets the origin's answer, and the object is fetched into the store
+    /// as well.
+    pub(super) fn record(
+        &self,
+        bound: &Bound,
+        request: &ObjectRequest,
+    ) -> Result<Arc<EntryFile>, ServeError> {
+        let file = self.entry_file(&bound.entry)?;
+        if request.head_only {
+            return Ok(file);
+        }
+        let geometry = file.geometry();
+        let (start, end) = match request.first_bytes {
+            FirstBytes::From { start, end } => (start, end.unwrap_or(u64::MAX)),
+            FirstBytes::Last(count) => (geometry.size().saturating_sub(count), geometry.size()),
+        };
+        let chunks = geometry.chunks_covering(ByteRange::new(start, end));
+        let last = chunks.end.min(chunks.start.saturating_add(64));
+        let mut first = chunks.start;
+        while let Some(missing) = file.first_missing(first, last) {
+            let count = MAX_RUN_CHUNKS.min(last - missing);
+            let order = Assignment {
+                id: self.parts().downloads.local_id(),
+                file: file.clone(),
+                first_chunk: missing,
+                chunk_count: count,
+                level: Level::Medium,
+                deadline_in_ms: 60_000,
+                start_at: geometry.chunk_range(missing).start,
+                peer: None,
+                reader: 0,
+            };
+            if !self.parts().downloads.submit(order) {
+                break;
+            }
+            first = missing + count;
+        }
+        Ok(file)
     }
 }

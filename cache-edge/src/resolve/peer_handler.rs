@@ -1,5 +1,6 @@
 //! Serves chunks to other edges. Present chunks are sent, and arriving ones are streamed behind the
-//! fetch that brings them; nothing is fetched for a peer.
+//! fetch that brings them; no chunk is fetched for a peer. Also serves the answers that this edge
+//! keeps as a whole (see `keeper`).
 //!
 //! Blocks are sent with the hash that their bytes had on arrival, and are compared with it when
 //! they are read. So bytes that changed on this disk are detected here, and their chunk is
@@ -12,9 +13,10 @@ use chunkcache_proto::{ByteRange, EntryId, Level, checksum::chunk_checksum};
 use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts as RequestParts};
 use http_body::Frame;
 use http_body_util::StreamBody;
-use tokio::time::Instant;
+use tokio::{sync::mpsc, time::Instant};
+use tracing::{Instrument as _, Span};
 
-use super::objects::EdgeObjects;
+use super::{keeper, objects::EdgeObjects, pass_through::ChannelBody};
 use crate::clock::now_ms;
 use crate::fetch::{Downloads, downloads::Coverage};
 use crate::{
@@ -22,7 +24,7 @@ use crate::{
     resolve::ports::ReadError,
     server::{Client, EdgeBody, Metrics, PeerHandler, problem::Problem, sent_bytes::ByteSource},
     upstream::{
-        peer::{self, MISMATCH, PEER_PREFIX, PeerKeys},
+        peer::{self, KEEPER_PREFIX, MISMATCH, PEER_PREFIX, PeerKeys},
         peer_blocks::{CONTENT_TYPE, block_header, empty_block},
     },
 };
@@ -33,7 +35,9 @@ use http_rules::range::{self, Selection};
 const PEER_WAIT: Duration = Duration::from_secs(4);
 /// Interval of the empty blocks that are sent while bytes are awaited: the other edge gives up a
 /// peer that is silent for a second.
-const BEAT: Duration = Duration::from_millis(300);
+pub(super) const BEAT: Duration = Duration::from_millis(300);
+/// Pieces of an answer on their way to one edge.
+const FRAMES: usize = 8;
 
 /// The coordinator assigns both edges their fetches at the same time, so the other edge's request
 /// may arrive before this edge's assignment.
@@ -68,6 +72,9 @@ impl Peers {
             .accepts(request.uri.path(), &request.headers, seconds)
         {
             return Err(StatusCode::UNAUTHORIZED);
+        }
+        if request.uri.path().starts_with(KEEPER_PREFIX) {
+            return self.answer_whole(request).await;
         }
         let id = request
             .uri
@@ -122,6 +129,38 @@ impl Peers {
             let body = Box::pin(StreamBody::new(frames));
             *response.body_mut() = EdgeBody::streamed(body, sent, ByteSource::Peer);
         }
+        let content_type = HeaderValue::from_static(CONTENT_TYPE);
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, content_type);
+        Ok(response)
+    }
+
+    /// Streams an answer that is kept as a whole, here or from now on.
+    async fn answer_whole(&self, request: &RequestParts) -> Result<Response<EdgeBody>, StatusCode> {
+        let asked = peer::keeper_request(request.uri.path()).ok_or(StatusCode::BAD_REQUEST)?;
+        let source = asked.key.as_ref().map(|key| key.source.clone());
+        let sent = self.metrics.sent.of(&source.unwrap_or_default());
+        let objects = self.objects.clone();
+        let mut found = Box::pin(async move { objects.whole_for_peer(asked).await });
+        // A refusal can still become a status now.
+        let at_once = match tokio::time::timeout(BEAT, found.as_mut()).await {
+            Ok(None) => return Err(StatusCode::NOT_FOUND),
+            Ok(Some(whole)) => Some(whole),
+            Err(_) => None,
+        };
+        let found = async move {
+            match at_once {
+                Some(whole) => Some(whole),
+                None => found.await,
+            }
+        };
+        let (sender, receiver) = mpsc::channel(FRAMES);
+        let sending = keeper::send(self.objects.clone(), found, sender);
+        let workers = self.objects.parts().downloads.workers();
+        workers.spawn(sending.instrument(Span::current()));
+        let body = Box::pin(ChannelBody::new(receiver));
+        let mut response = Response::new(EdgeBody::streamed(body, sent, ByteSource::Peer));
         let content_type = HeaderValue::from_static(CONTENT_TYPE);
         response
             .headers_mut()

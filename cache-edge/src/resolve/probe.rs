@@ -35,6 +35,8 @@ pub enum Finding {
         whole: Arc<Whole>,
         collapsed: bool,
     },
+    /// Another edge keeps the answer as a whole, or is asking the origin.
+    Kept(Arc<v1::Keeper>),
     Negative(u16),
     Unstorable(&'static str),
 }
@@ -301,7 +303,7 @@ fn adopt(
     key: &v1::Key,
     request: &ObjectRequest,
     since: InvalidationEpoch,
-    response: Response,
+    mut response: Response,
     part: Part,
 ) -> Result<Finding, OriginError> {
     let probed = Freshness::Probed {
@@ -315,8 +317,10 @@ fn adopt(
     let (status, headers) = (response.status, &response.headers);
     let bound = match register(objects, source, key, value, since, status, headers)? {
         Ok(bound) => bound,
-        // It may ignore ranges: then this is already the whole, and is not requested again.
-        Err(AS_A_WHOLE) if part == Part::Whole => {
+        // The whole is here already, and is not requested again.
+        Err(AS_A_WHOLE) if is_complete(part, &response.headers) => {
+            response.status = StatusCode::OK;
+            response.headers.remove(header::CONTENT_RANGE);
             let kept = objects.keep_whole(source, key, request, since, response);
             return Ok(kept.unwrap_or(Finding::Unstorable(AS_A_WHOLE)));
         }
@@ -356,6 +360,16 @@ fn adopt(
             .adopt(order, OpenAnswer { response, part });
     }
     Ok(Finding::Object(bound, probed))
+}
+
+/// Whether the answer has all bytes of the object: the origin ignores ranges, or the object is not
+/// longer than the range.
+fn is_complete(part: Part, headers: &HeaderMap) -> bool {
+    match part {
+        Part::Whole => true,
+        Part::Range(range) => answer::satisfied(headers)
+            .is_ok_and(|(_, size)| size == Some(range.len()) && range.start == 0),
+    }
 }
 
 /// Creates the entry that an answer describes and binds the key to it, or returns why it cannot be

@@ -11,24 +11,34 @@ use super::{
     ports::{Freshness, ObjectRequest, ServeError},
     probe::{self, Finding},
     revalidate,
+    whole_answer::{AS_A_WHOLE, shares_whole},
 };
 use crate::clock::now_ms;
 use crate::upstream::Source;
 use http_rules::freshness::{self, Verdict};
 
 impl EdgeObjects {
+    /// `passed_over`: the edge that was named before and had no answer to give; `None`: the cluster
+    /// is not asked.
     pub(super) async fn ask_cluster_or_origin(
         &self,
         source: &Arc<Source>,
         key: &v1::Key,
         request: &ObjectRequest,
+        passed_over: Option<String>,
     ) -> Result<Finding, ServeError> {
         use v1::resolve_key_response::Outcome;
+        let Some(passed_over) = passed_over else {
+            return self.ask_origin(source, key, request).await;
+        };
         let parts = self.parts();
         let since = parts.bindings.now();
         // Requests a permit while the cluster is asked, to save a round trip.
         let expected = source.quota.expect();
-        let resolved = parts.directory.resolve(key.clone()).await;
+        let resolved = parts
+            .directory
+            .resolve(key.clone(), passed_over.clone())
+            .await;
         let still = |then: &dyn Fn() -> Option<Arc<Bound>>| {
             let bound = parts.bindings.unless_invalidated(since, key, then);
             bound.flatten()
@@ -76,7 +86,10 @@ impl EdgeObjects {
             Some(Outcome::Probe(lease)) if lease.chunk_size > 0 => {
                 parts.chunk_size.store(lease.chunk_size, Ordering::Relaxed);
             }
-            Some(Outcome::Known(_) | Outcome::Probe(_)) | None => {}
+            Some(Outcome::Keeper(keeper)) if shares_whole(source) && keeper.edge != passed_over => {
+                return Ok(Finding::Kept(Arc::new(keeper)));
+            }
+            Some(Outcome::Known(_) | Outcome::Probe(_) | Outcome::Keeper(_)) | None => {}
         }
         drop(expected);
         self.ask_origin(source, key, request).await
@@ -89,14 +102,15 @@ impl EdgeObjects {
         request: &ObjectRequest,
     ) -> Result<Finding, ServeError> {
         let found = probe::probe(self, source, key, request).await;
-        let is_told = matches!(
-            &found,
-            Ok(Finding::Object(..) | Finding::Negative(404 | 410 | 451))
-        );
-        if !is_told {
+        let announce = &self.parts().announce;
+        match &found {
+            Ok(Finding::Object(..) | Finding::Negative(404 | 410 | 451)) => {}
+            Ok(Finding::Whole { .. } | Finding::Unstorable(AS_A_WHOLE)) if shares_whole(source) => {
+                announce.whole(key);
+            }
             // There is nothing to remember, but the question is over: other edges need not wait for
-            // its lease to expire.
-            self.parts().announce.negative(key, 0, 0);
+            // it.
+            _ => announce.negative(key, 0, 0),
         }
         found
     }

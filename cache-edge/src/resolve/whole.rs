@@ -286,10 +286,27 @@ pub(super) fn full(bytes: Bytes) -> PassBody {
 pub(super) type PumpFuture = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
 enum Slot {
-    /// A request asks the origin; dropped when the answer is known.
-    Asking(watch::Receiver<()>),
+    /// A request asks the origin, or the keeper.
+    Asking(Question),
     /// With its counted size.
     Present(Arc<Whole>, usize),
+}
+
+/// A question that another request asks.
+#[derive(Clone)]
+pub(super) struct Question {
+    ended: watch::Receiver<bool>,
+    /// It is asked at another edge, not at the origin.
+    pub at_keeper: bool,
+}
+
+/// How a question ended.
+pub(super) enum QuestionEnd {
+    Kept(Arc<Whole>),
+    /// It brought no answer that is kept.
+    Failed,
+    /// Its request was dropped.
+    Cancelled,
 }
 
 #[derive(Default)]
@@ -361,7 +378,7 @@ pub(super) struct WholeAnswers {
 pub(super) enum Claim {
     Present(Arc<Whole>),
     /// Another request is asking for it.
-    Wait(watch::Receiver<()>),
+    Wait(Question),
     Ask(Asking),
 }
 
@@ -369,7 +386,8 @@ pub(super) enum Claim {
 pub(super) struct Asking {
     answers: WholeAnswers,
     id: u128,
-    _wakes: watch::Sender<()>,
+    /// Set to true if there is no answer to keep.
+    failed: watch::Sender<bool>,
     is_kept: bool,
 }
 
@@ -400,25 +418,42 @@ impl WholeAnswers {
         None
     }
 
-    pub fn claim(&self, id: u128, now_ms: i64) -> Claim {
+    /// `at_keeper`: the caller would ask another edge.
+    pub fn claim(&self, id: u128, at_keeper: bool, now_ms: i64) -> Claim {
         let mut state = self.state.lock();
         match state.slots.get(&id) {
-            Some(Slot::Asking(ended)) => return Claim::Wait(ended.clone()),
+            Some(Slot::Asking(question)) => return Claim::Wait(question.clone()),
             Some(Slot::Present(whole, _)) if now_ms < whole.described.freshness.fresh_until_ms => {
                 return Claim::Present(whole.clone());
             }
             _ => {}
         }
         state.remove(id);
-        let (wakes, ended) = watch::channel(());
-        state.slots.insert(id, Slot::Asking(ended));
+        let (failed, ended) = watch::channel(false);
+        let question = Question { ended, at_keeper };
+        state.slots.insert(id, Slot::Asking(question));
         self.count.store(state.slots.len(), Ordering::Relaxed);
         Claim::Ask(Asking {
             answers: self.clone(),
             id,
-            _wakes: wakes,
+            failed,
             is_kept: false,
         })
+    }
+
+    /// Waits for the end of another request's question.
+    pub async fn end_of(
+        &self,
+        mut question: Question,
+        id: u128,
+        now_ms: fn() -> i64,
+    ) -> QuestionEnd {
+        let _ = question.ended.changed().await;
+        match self.get(|| id, now_ms()) {
+            Some(whole) => QuestionEnd::Kept(whole),
+            None if *question.ended.borrow() => QuestionEnd::Failed,
+            None => QuestionEnd::Cancelled,
+        }
     }
 
     fn remove(&self, id: u128) {
@@ -477,6 +512,11 @@ impl WholeAnswers {
 }
 
 impl Asking {
+    /// Ends the question without an answer.
+    pub fn fail(self) {
+        self.failed.send_replace(true);
+    }
+
     /// Stores the answer: all waiting requests get it, while `pump` reads it to its end.
     pub fn keep(
         mut self,

@@ -18,7 +18,7 @@ use super::{
     pass_through,
     ports::{ObjectRequest, PassBody, PassThrough, ServeError},
     probe::Finding,
-    whole::{Asking, Claim, PumpFuture, Whole, WholeDescription, full},
+    whole::{Asking, Claim, PumpFuture, QuestionEnd, Whole, WholeDescription, full},
 };
 use crate::clock::now_ms;
 use crate::upstream::{Response, Source};
@@ -37,8 +37,21 @@ const ALSO_KEPT: [HeaderName; 5] = [
     header::VARY,
 ];
 
+/// The origin's answer to a question for the whole object.
+pub(super) enum Answer {
+    Kept(Arc<Whole>),
+    /// It must not be stored.
+    Passed(PassThrough),
+}
+
+/// Whether other edges may have answers of the source. Where clients need signatures, an answer may
+/// be for one client alone.
+pub(super) fn shares_whole(source: &Source) -> bool {
+    source.mode() == v1::SourceMode::Serve && !source.needs_signature()
+}
+
 impl EdgeObjects {
-    fn whole_id(&self, source: &Source, key: &v1::Key, request: &ObjectRequest) -> u128 {
+    pub(super) fn whole_id(&self, source: &Source, key: &v1::Key, request: &ObjectRequest) -> u128 {
         let selecting = pass_through::allowed_headers(source, &request.headers);
         let id = super::objects::question_id(key, &selecting);
         self.parts().bindings.hash(&id)
@@ -69,30 +82,47 @@ impl EdgeObjects {
         if request.only_if_cached || request.head_only {
             return Ok(None);
         }
-        let bindings = &self.parts().bindings;
-        let id = self.whole_id(source, key, request);
-        match bindings.whole().claim(id, now_ms()) {
-            Claim::Present(whole) => Ok(self.answer_as_it_arrives(&whole, request, true).await),
-            Claim::Wait(mut ended) => {
-                // Its sender is dropped, never written.
-                let _ = ended.changed().await;
-                match bindings.whole().get(|| id, now_ms()) {
-                    Some(whole) => Ok(self.answer_as_it_arrives(&whole, request, true).await),
-                    None => Ok(None),
+        let (whole, id) = (
+            self.parts().bindings.whole(),
+            self.whole_id(source, key, request),
+        );
+        loop {
+            match whole.claim(id, false, now_ms()) {
+                Claim::Present(whole) => {
+                    return Ok(self.answer_as_it_arrives(&whole, request, true).await);
+                }
+                Claim::Wait(question) => match whole.end_of(question, id, now_ms).await {
+                    QuestionEnd::Kept(whole) => {
+                        return Ok(self.answer_as_it_arrives(&whole, request, true).await);
+                    }
+                    QuestionEnd::Failed => return Ok(None),
+                    QuestionEnd::Cancelled => {}
+                },
+                Claim::Ask(asking) => {
+                    return match self.ask_as(asking, source, key, request, why).await? {
+                        Answer::Kept(whole) => {
+                            Ok(self.answer_as_it_arrives(&whole, request, false).await)
+                        }
+                        Answer::Passed(passed) => {
+                            let headers = &request.headers;
+                            let is_plain = !SELECTING.iter().any(|it| headers.contains_key(it));
+                            Ok(is_plain.then_some(passed))
+                        }
+                    };
                 }
             }
-            Claim::Ask(asking) => self.ask_as(asking, source, key, request, why).await,
         }
     }
 
-    async fn ask_as(
+    /// Asks the origin. From then on, this edge is the key's keeper.
+    pub(super) async fn ask_as(
         &self,
         asking: Asking,
         source: &Arc<Source>,
         key: &v1::Key,
         request: &ObjectRequest,
         why: &'static str,
-    ) -> Result<Option<PassThrough>, ServeError> {
+    ) -> Result<Answer, ServeError> {
         let parts = self.parts();
         let since = parts.bindings.now();
         let mut plain = request.clone();
@@ -100,14 +130,23 @@ impl EdgeObjects {
         SELECTING.iter().for_each(|name| {
             plain.headers.remove(name);
         });
-        let passed = self.pass_own(source, key, &plain, why, None).await?;
+        let passed = match self.pass_own(source, key, &plain, why, None).await {
+            Ok(passed) => passed,
+            Err(error) => {
+                asking.fail();
+                return Err(error);
+            }
+        };
         let Some(described) = self.describe_whole(source, key, since, &passed) else {
             parts.bindings.set_unstorable(key, NOT_FRESH, now_ms());
-            let is_plain = !SELECTING.iter().any(|it| request.headers.contains_key(it));
-            return Ok(is_plain.then_some(passed));
+            asking.fail();
+            return Ok(Answer::Passed(passed));
         };
+        if shares_whole(source) {
+            parts.announce.whole(key);
+        }
         let whole = asking.keep(described, passed.body, |pump| self.spawn_pump(pump));
-        Ok(self.answer_as_it_arrives(&whole, request, false).await)
+        Ok(Answer::Kept(whole))
     }
 
     /// Stores an answer to the first question for a key. `None`: it must not be stored, another one
@@ -120,22 +159,23 @@ impl EdgeObjects {
         since: InvalidationEpoch,
         response: Response,
     ) -> Option<Finding> {
-        let is_served = source.mode() == v1::SourceMode::Serve;
-        // The question may have been asked with another client's signature.
-        if request.head_only || !is_served || source.needs_signature() {
+        if request.head_only || !shares_whole(source) {
             return None;
         }
         let parts = self.parts();
         let key = &without_variant(key);
         let id = self.whole_id(source, key, request);
-        let Claim::Ask(claimed) = parts.bindings.whole().claim(id, now_ms()) else {
+        let Claim::Ask(claimed) = parts.bindings.whole().claim(id, false, now_ms()) else {
             return None;
         };
         let url = source.signed_url(key, "").ok()?;
         let headers = pass_through::allowed_headers(source, &request.headers);
         let asking = pass_through::asking(parts, source, url, headers);
         let passed = pass_through::hand_on(parts, asking, response, request, AS_A_WHOLE, None);
-        let described = self.describe_whole(source, key, since, &passed)?;
+        let Some(described) = self.describe_whole(source, key, since, &passed) else {
+            claimed.fail();
+            return None;
+        };
         let whole = claimed.keep(described, passed.body, |pump| self.spawn_pump(pump));
         Some(Finding::Whole {
             whole,
@@ -161,7 +201,7 @@ impl EdgeObjects {
         self.answer_from(whole, request, status_words).await
     }
 
-    fn spawn_pump(&self, pump: PumpFuture) {
+    pub(super) fn spawn_pump(&self, pump: PumpFuture) {
         self.parts().downloads.workers().spawn(pump);
     }
 

@@ -25,7 +25,7 @@ fn spawn(future: PumpFuture) {
 type Feed = mpsc::Sender<Result<Bytes, ReadError>>;
 
 fn keep(answers: &WholeAnswers, id: u128, path: &str) -> (Arc<Whole>, Feed) {
-    let Claim::Ask(asking) = answers.claim(id, 0) else {
+    let Claim::Ask(asking) = answers.claim(id, false, 0) else {
         panic!("asked already");
     };
     let (feed, body) = mpsc::channel(1);
@@ -50,7 +50,7 @@ async fn who_comes_while_it_arrives_gets_all_of_it() {
     say(&feed, b"one").await;
     say(&feed, b"two").await;
     tokio::task::yield_now().await;
-    let Claim::Present(joined) = answers.claim(1, 0) else {
+    let Claim::Present(joined) = answers.claim(1, false, 0) else {
         panic!("it is there");
     };
     let second = tokio::spawn(read(joined.stream(spawn).unwrap()));
@@ -75,21 +75,33 @@ async fn what_breaks_off_is_cut_and_not_kept() {
         .unwrap();
     assert!(reader.await.unwrap().is_err());
     assert!(whole.arrived().await.is_none());
-    assert!(matches!(answers.claim(1, 0), Claim::Ask(_)));
+    assert!(matches!(answers.claim(1, false, 0), Claim::Ask(_)));
 }
 
 #[tokio::test]
 async fn one_asks_and_the_others_wait() {
     let answers = WholeAnswers::default();
-    let Claim::Ask(asking) = answers.claim(1, 0) else {
+    let Claim::Ask(asking) = answers.claim(1, false, 0) else {
         panic!("nobody asks yet");
     };
-    let Claim::Wait(mut ended) = answers.claim(1, 0) else {
-        panic!("one asks");
+    let wait = || {
+        let Claim::Wait(question) = answers.claim(1, true, 0) else {
+            panic!("one asks");
+        };
+        assert!(!question.at_keeper);
+        let answers = answers.clone();
+        tokio::spawn(async move { answers.end_of(question, 1, || 0).await })
     };
+    let waiting = wait();
     drop(asking);
-    assert!(ended.changed().await.is_err(), "woken");
-    assert!(matches!(answers.claim(1, 0), Claim::Ask(_)));
+    assert!(matches!(waiting.await.unwrap(), QuestionEnd::Cancelled));
+    let Claim::Ask(asking) = answers.claim(1, false, 0) else {
+        panic!("it is over");
+    };
+    let waiting = wait();
+    asking.fail();
+    assert!(matches!(waiting.await.unwrap(), QuestionEnd::Failed));
+    assert!(matches!(answers.claim(1, false, 0), Claim::Ask(_)));
     assert!(answers.state.lock().slots.is_empty());
 }
 
@@ -106,7 +118,7 @@ async fn what_is_too_large_is_handed_through_and_not_kept() {
     assert_eq!(reader.await.unwrap().unwrap().len(), 20 << 20);
     assert!(whole.stream(spawn).is_none(), "nobody joins it");
     assert!(whole.progress.lock().bytes <= WINDOW_BYTES);
-    assert!(matches!(answers.claim(1, 0), Claim::Ask(_)));
+    assert!(matches!(answers.claim(1, false, 0), Claim::Ask(_)));
     assert_eq!(answers.state.lock().bytes, 0);
 }
 

@@ -92,6 +92,13 @@ impl Client {
             .is_some_and(|marks| marks.are_in(headers))
     }
 
+    /// Marks a request that another edge makes on behalf of this one.
+    pub fn mark(&self, headers: &mut HeaderMap) {
+        if let Some(marks) = &self.marks {
+            marks.add_id_to(headers);
+        }
+    }
+
     /// Requests to origins so far, by all clones.
     #[must_use]
     pub fn requests(&self) -> u64 {

@@ -30,6 +30,11 @@ impl LoopMarks {
         headers.append(header::VIA, self.via.clone());
     }
 
+    /// Marks a request that another edge makes on behalf of this one.
+    pub fn add_id_to(&self, headers: &mut HeaderMap) {
+        headers.append(CDN_LOOP, self.cdn_id.clone());
+    }
+
     /// Whether a request came through this edge before.
     #[must_use]
     pub fn are_in(&self, headers: &HeaderMap) -> bool {

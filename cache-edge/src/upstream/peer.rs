@@ -1,13 +1,17 @@
 //! Authentication between edges, and the form of their requests (RFC 0001, 10).
 
 use arc_swap::ArcSwap;
-use chunkcache_proto::{ByteRange, EntryId, Level};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use chunkcache_proto::{ByteRange, EntryId, Level, v1};
 use hmac::{Hmac, KeyInit, Mac};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use prost::Message as _;
 use sha2::Sha256;
 
 /// The path prefix on the player listener.
 pub const PEER_PREFIX: &str = "/_peer/v1/entries/";
+/// The path prefix of requests for answers that a peer keeps as a whole.
+pub const KEEPER_PREFIX: &str = "/_peer/v1/answers/";
 /// Set by an edge that received bytes that do not match this hash: the peer then checks its copy.
 pub const MISMATCH: HeaderName = HeaderName::from_static("x-chunk-mismatch");
 /// How urgent the request is (RFC 9218).
@@ -53,9 +57,20 @@ impl PeerKeys {
         range: ByteRange,
         now_seconds: u64,
     ) -> Option<HeaderMap> {
-        let keys = self.0.load();
         let range = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
-        let mac = sign(keys.first()?, &path(entry), &range, now_seconds)?;
+        let mut headers = self.signed(&path(entry), &range, now_seconds)?;
+        headers.insert(header::RANGE, HeaderValue::from_str(&range).ok()?);
+        Some(headers)
+    }
+
+    /// Headers of a request to a keeper, which is in its path.
+    #[must_use]
+    pub fn keeper_headers(&self, path: &str, now_seconds: u64) -> Option<HeaderMap> {
+        self.signed(path, "", now_seconds)
+    }
+
+    fn signed(&self, path: &str, range: &str, now_seconds: u64) -> Option<HeaderMap> {
+        let mac = sign(self.0.load().first()?, path, range, now_seconds)?;
         let token = format!(
             "{SCHEME}{now_seconds}.{}",
             hex(&mac.finalize().into_bytes())
@@ -64,7 +79,6 @@ impl PeerKeys {
         let mut token = HeaderValue::from_str(&token).ok()?;
         token.set_sensitive(true);
         headers.insert(header::AUTHORIZATION, token);
-        headers.insert(header::RANGE, HeaderValue::from_str(&range).ok()?);
         Some(headers)
     }
 
@@ -76,9 +90,10 @@ impl PeerKeys {
                 .get(name)
                 .and_then(|value: &HeaderValue| value.to_str().ok())
         };
-        let (Some(token), Some(range)) = (text(header::AUTHORIZATION), text(header::RANGE)) else {
+        let Some(token) = text(header::AUTHORIZATION) else {
             return false;
         };
+        let range = text(header::RANGE).unwrap_or_default();
         let Some((seconds, signature)) = token
             .strip_prefix(SCHEME)
             .and_then(|rest| rest.split_once('.'))
@@ -100,6 +115,21 @@ impl PeerKeys {
 #[must_use]
 pub fn path(entry: &EntryId) -> String {
     format!("{PEER_PREFIX}{entry}")
+}
+
+/// The path of a request to a keeper, with the whole request in it.
+#[must_use]
+pub fn keeper_path(request: &v1::KeeperRequest) -> String {
+    let encoded = URL_SAFE_NO_PAD.encode(request.encode_to_vec());
+    format!("{KEEPER_PREFIX}{encoded}")
+}
+
+/// The request in a path; `None`: there is none.
+#[must_use]
+pub fn keeper_request(path: &str) -> Option<v1::KeeperRequest> {
+    let encoded = path.strip_prefix(KEEPER_PREFIX)?;
+    let request = URL_SAFE_NO_PAD.decode(encoded).ok()?;
+    v1::KeeperRequest::decode(request.as_slice()).ok()
 }
 
 fn sign(key: &[u8], path: &str, range: &str, seconds: u64) -> Option<Hmac<Sha256>> {
@@ -126,6 +156,31 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_keeper_is_asked_with_a_signed_path() {
+        let request = v1::KeeperRequest {
+            key: Some(v1::Key {
+                source: "live".into(),
+                path: "a%20b/index.m3u8".into(),
+                query: "_HLS_msn=3&x=%2F".into(),
+                variant: String::new(),
+            }),
+            headers: vec![v1::Header {
+                name: "user-agent".into(),
+                value: "a player".into(),
+            }],
+            invalidation_epoch: 7,
+        };
+        let path = keeper_path(&request);
+        assert_eq!(keeper_request(&path), Some(request));
+        assert_eq!(keeper_request("/_peer/v1/answers/&"), None);
+        let keys = PeerKeys::default();
+        keys.replace(vec![b"key".to_vec()]);
+        let headers = keys.keeper_headers(&path, 1_000).unwrap();
+        assert!(keys.accepts(&path, &headers, 1_000));
+        assert!(!keys.accepts(&format!("{path}A"), &headers, 1_000));
+    }
 
     #[test]
     fn only_the_signed_request_is_accepted_and_only_for_a_while() {
