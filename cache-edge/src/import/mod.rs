@@ -252,6 +252,7 @@ impl Importer {
                 query: query.clone(),
             },
             past_the_cache: false,
+            asker: None,
             ahead: None,
             first_bytes: FirstBytes::From {
                 start: 0,

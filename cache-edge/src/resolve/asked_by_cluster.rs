@@ -51,6 +51,7 @@ impl EdgeObjects {
             headers: http::HeaderMap::new(),
             head_only: true,
             past_the_cache: false,
+            asker: None,
             ahead: None,
         };
         if let Access::Refused(status) = self.permit(&source, &named, &key, &request).await? {

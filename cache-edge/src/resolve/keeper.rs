@@ -212,6 +212,7 @@ impl EdgeObjects {
             headers,
             head_only: false,
             past_the_cache: false,
+            asker: None,
             ahead: None,
         };
         let base = source.key(named);

@@ -406,7 +406,7 @@ impl EdgeObjects {
         let (this, source, key_of) = (self.clone(), source.clone(), key.clone());
         let headers = pass_through::allowed_headers(&source, &request.headers);
         let selecting = headers.clone();
-        self.ask_once(key, &selecting, move || async move {
+        self.ask_once(key, &selecting, request.asker, move || async move {
             revalidate::revalidate(&this, &source, &key_of, &headers, bound).await
         })
     }
@@ -426,7 +426,7 @@ impl EdgeObjects {
         let (this, source_of, key_of, request_of) =
             (self.clone(), source.clone(), key.clone(), request.clone());
         let headers = pass_through::allowed_headers(source, &request.headers);
-        let asked = self.ask_once(key, &headers, move || async move {
+        let asked = self.ask_once(key, &headers, request.asker, move || async move {
             this.ask_cluster_or_origin(&source_of, &key_of, &request_of, passed_over)
                 .await
         });
@@ -439,6 +439,7 @@ impl EdgeObjects {
         &self,
         key: &v1::Key,
         selecting: &HeaderMap,
+        asker: Option<u128>,
         question: impl FnOnce() -> F,
     ) -> Result<Outcome, ServeError>
     where
@@ -446,7 +447,9 @@ impl EdgeObjects {
     {
         let id = self.parts().bindings.hash(&question_id(key, selecting));
         let settled = || self.settled(key);
-        self.0.questions.ask(&key.source, id, settled, question)
+        self.0
+            .questions
+            .ask((&key.source, asker), id, settled, question)
     }
 
     /// The answer, if neither the cluster nor the origin has to be asked now.

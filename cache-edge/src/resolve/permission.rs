@@ -73,9 +73,11 @@ impl EdgeObjects {
         let id = self.parts().bindings.hash(&id);
         let (this, source_of, key_of) = (self.clone(), source.clone(), key.clone());
         let (signature_of, loops) = (signature.clone(), passed_through(&request.headers));
-        let asked = self
-            .signatures()
-            .ask(&key.source, id, known, move || async move {
+        let asked = self.signatures().ask(
+            (&key.source, request.asker),
+            id,
+            known,
+            move || async move {
                 let counters = &this.parts().downloads.fetcher().counters;
                 let attempt = || this.check(&source_of, &key_of, &signature_of, &loops);
                 let answer = patience::ask(&source_of, counters, attempt).await;
@@ -85,7 +87,8 @@ impl EdgeObjects {
                     Err(_) => SignatureCheck::Failed,
                 });
                 answer.map_err(|error| pass_through::serve_error(&error))
-            });
+            },
+        );
         asked?.answer().await
     }
 

@@ -33,6 +33,9 @@ pub struct ObjectRequest {
     /// Set for an object that a client is expected to request after this time. Unless it is stored,
     /// it is not passed through.
     pub ahead: Option<Duration>,
+    /// The client, whose share of the running questions this may use; `None`: not bounded, because
+    /// the cluster asks, or a proxy for many clients.
+    pub asker: Option<u128>,
 }
 
 /// The two forms of URL that an edge answers.

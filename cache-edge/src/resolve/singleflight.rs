@@ -12,8 +12,8 @@ use crate::worker_pool::Workers;
 
 /// Limit of running questions. More are refused, because each holds a connection.
 const MAX_QUESTIONS: usize = 1_024;
-/// Every source may have this many.
-const MIN_OF_SOURCE: usize = 16;
+/// Every source may have this many, and every client of each source.
+const MIN_SHARE: usize = 16;
 /// How long a question continues after its askers have left: a player that seeks asks again at
 /// once.
 const LEFT_FOR: Duration = Duration::from_secs(1);
@@ -34,16 +34,60 @@ type Answer<F> = Result<F, ServeError>;
 type Sender<F> = watch::Sender<Option<Answer<F>>>;
 type Pending<F> = watch::Receiver<Option<Answer<F>>>;
 
-/// Whether a source may have one more: up to half of what the others leave, so that a hanging
-/// source never takes the last one.
-fn may_ask(of_source: usize, all: usize) -> bool {
-    let left = MAX_QUESTIONS.saturating_sub(all - of_source);
-    of_source < MIN_OF_SOURCE.max(left / 2)
+/// How many of `limit` one may have: up to half of what the others leave, so that it never takes the
+/// last one.
+fn share(limit: usize, own: usize, all: usize) -> usize {
+    MIN_SHARE.max(limit.saturating_sub(all - own) / 2)
 }
 
 struct UnderWay<F> {
     by_id: HashMap<u128, Arc<Sender<F>>>,
-    of_source: HashMap<String, usize>,
+    of_source: HashMap<String, OfSource>,
+}
+
+/// The running questions to one source.
+#[derive(Default)]
+struct OfSource {
+    count: usize,
+    by_asker: HashMap<u128, usize>,
+}
+
+impl<F> UnderWay<F> {
+    /// Neither a source that hangs nor a client that asks for much takes the others' places.
+    fn may_ask(&self, source: &str, asker: Option<u128>) -> bool {
+        let of_source = self.of_source.get(source);
+        let count = of_source.map_or(0, |it| it.count);
+        let limit = share(MAX_QUESTIONS, count, self.by_id.len());
+        let own = asker.and_then(|asker| of_source?.by_asker.get(&asker).copied());
+        let own = own.unwrap_or(0);
+        count < limit && (asker.is_none() || own < share(limit, own, count))
+    }
+
+    fn begin(&mut self, source: &str, asker: Option<u128>) {
+        let of_source = self.of_source.entry(source.to_owned()).or_default();
+        of_source.count += 1;
+        if let Some(asker) = asker {
+            *of_source.by_asker.entry(asker).or_default() += 1;
+        }
+    }
+
+    fn end(&mut self, source: &str, asker: Option<u128>) {
+        let Some(of_source) = self.of_source.get_mut(source) else {
+            return;
+        };
+        of_source.count -= 1;
+        if let Some(asker) = asker
+            && let Some(count) = of_source.by_asker.get_mut(&asker)
+        {
+            *count -= 1;
+            if *count == 0 {
+                of_source.by_asker.remove(&asker);
+            }
+        }
+        if of_source.count == 0 {
+            self.of_source.remove(source);
+        }
+    }
 }
 
 impl<F> Default for UnderWay<F> {
@@ -62,6 +106,7 @@ struct Question<F> {
     under_way: Shared<F>,
     id: u128,
     source: String,
+    asker: Option<u128>,
     sender: Arc<Sender<F>>,
 }
 
@@ -84,12 +129,7 @@ impl<F> Drop for Question<F> {
         if present.is_some_and(|present| Arc::ptr_eq(present, &self.sender)) {
             under_way.by_id.remove(&self.id);
         }
-        if let Some(count) = under_way.of_source.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                under_way.of_source.remove(&self.source);
-            }
-        }
+        under_way.end(&self.source, self.asker);
     }
 }
 
@@ -112,10 +152,11 @@ impl<F: Collapsible> Singleflight<F> {
     /// asker left.
     ///
     /// `settled`: the answer, if there is one by now. It is checked once no question is running,
-    /// because a question may have ended since the caller's own check.
+    /// because a question may have ended since the caller's own check. `asker`: the client whose
+    /// share of the source's questions a new one uses; to join one costs nothing.
     pub fn ask<Q>(
         &self,
-        source: &str,
+        (source, asker): (&str, Option<u128>),
         id: u128,
         settled: impl FnOnce() -> Option<F>,
         question: impl FnOnce() -> Q,
@@ -130,20 +171,19 @@ impl<F: Collapsible> Singleflight<F> {
         if let Some(found) = settled() {
             return Ok(Outcome::Settled(found));
         }
-        let all = under_way.by_id.len();
-        let of_source = under_way.of_source.get(source).copied().unwrap_or(0);
-        if !may_ask(of_source, all) {
+        if !under_way.may_ask(source, asker) {
             return Err(ServeError::Overloaded("questions to origins are under way"));
         }
         let (sender, receiver) = watch::channel(None);
         let sender = Arc::new(sender);
         under_way.by_id.insert(id, sender.clone());
-        under_way.of_source.insert(source.to_owned(), of_source + 1);
+        under_way.begin(source, asker);
         drop(under_way);
         let asking = Question {
             under_way: Arc::clone(&self.under_way),
             id,
             source: source.to_owned(),
+            asker,
             sender: sender.clone(),
         };
         let answer = question();
@@ -208,6 +248,8 @@ mod tests {
 
     use super::*;
 
+    const FILMS: (&str, Option<u128>) = ("films", None);
+
     fn questions() -> Singleflight {
         Singleflight::new(Workers::of(Handle::current()))
     }
@@ -235,7 +277,7 @@ mod tests {
                 go_on.notified().await;
                 Ok(Finding::Negative(number))
             };
-            questions.ask("films", id, unsettled, question).unwrap()
+            questions.ask(FILMS, id, unsettled, question).unwrap()
         };
         let (first, second, other) = (ask(1), ask(1), ask(2));
         assert!(matches!(first, Outcome::First(_)) && matches!(second, Outcome::Joined(_)));
@@ -256,7 +298,7 @@ mod tests {
             Some(Finding::Negative(7))
         };
         let question = || async { unreachable!("it was asked again") };
-        let asked = questions.ask("films", 1, settled, question).unwrap();
+        let asked = questions.ask(FILMS, 1, settled, question).unwrap();
         assert_eq!(number(asked).await, 7);
         assert!(questions.under_way.lock().by_id.is_empty());
     }
@@ -264,43 +306,68 @@ mod tests {
     #[tokio::test]
     async fn a_source_that_hangs_leaves_places_to_the_others() {
         let (questions, (end, ended)) = (questions(), watch::channel(false));
-        let ask = |source: &str, id: u128| {
+        let ask = |source: &str, asker: Option<u128>, id: u128| {
             let mut ended = ended.clone();
             let question = || async move {
                 ended.wait_for(|ended| *ended).await.unwrap();
                 Ok(Finding::Negative(0))
             };
-            questions.ask(source, id, unsettled, question)
+            questions.ask((source, asker), id, unsettled, question)
         };
         let mut asked = Vec::new();
         let mut id = 0;
         for source in ["hung", "hung-too", "third"] {
-            while let Ok(question) = ask(source, id) {
+            while let Ok(question) = ask(source, None, id) {
                 asked.push(question);
                 id += 1;
             }
             assert!(asked.len() < MAX_QUESTIONS);
         }
         assert!(asked.len() > 300);
-        assert!(ask("hung", 0).is_ok(), "to wait for one costs nothing");
-        let other = ask("other", id).unwrap();
+        assert!(
+            ask("hung", None, 0).is_ok(),
+            "to wait for one costs nothing"
+        );
+        let other = ask("other", None, id).unwrap();
         end.send_replace(true);
         for asked in asked {
             number(asked).await;
         }
         number(other).await;
         assert!(questions.under_way.lock().of_source.is_empty());
-        assert!(ask("hung", 0).is_ok());
+        assert!(ask("hung", None, 0).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_client_leaves_places_to_the_others_of_its_source() {
+        let (questions, (_end, ended)) = (questions(), watch::channel(false));
+        let ask = |asker: u128, id: u128| {
+            let mut ended = ended.clone();
+            let question = || async move {
+                let _ = ended.wait_for(|ended| *ended).await;
+                Ok(Finding::Negative(0))
+            };
+            questions.ask(("films", Some(asker)), id, unsettled, question)
+        };
+        let mut asked = Vec::new();
+        for asker in 0..5 {
+            let before = asked.len();
+            while let Ok(question) = ask(asker, asked.len() as u128) {
+                asked.push(question);
+            }
+            assert!(asked.len() - before >= MIN_SHARE, "client {asker}");
+        }
+        assert!(ask(0, 0).is_ok(), "to wait for another's costs nothing");
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_its_askers_left_is_given_up() {
         let questions = questions();
         let forever = || std::future::pending::<Answer<Finding>>();
-        let first = questions.ask("films", 1, unsettled, forever).unwrap();
+        let first = questions.ask(FILMS, 1, unsettled, forever).unwrap();
         drop(first);
         tokio::time::sleep(LEFT_FOR / 2).await;
-        let second = questions.ask("films", 1, unsettled, forever).unwrap();
+        let second = questions.ask(FILMS, 1, unsettled, forever).unwrap();
         assert!(matches!(second, Outcome::Joined(_)), "not at once");
         tokio::time::sleep(LEFT_FOR * 2).await;
         assert_eq!(questions.under_way.lock().by_id.len(), 1);
@@ -315,13 +382,13 @@ mod tests {
         let (lost, present) = (runtime().unwrap(), runtime().unwrap());
         let mut questions = Singleflight::new(Workers::of(lost.handle().clone()));
         let forever = || std::future::pending::<Answer<Finding>>();
-        let asked = questions.ask("films", 1, unsettled, forever).unwrap();
+        let asked = questions.ask(FILMS, 1, unsettled, forever).unwrap();
         drop(lost);
         let answer = present.block_on(asked.answer());
         assert!(matches!(answer, Err(ServeError::Internal(_))));
         questions.workers = Workers::of(present.handle().clone());
         let question = || async { Ok(Finding::Negative(3)) };
-        let asked = questions.ask("films", 1, unsettled, question).unwrap();
+        let asked = questions.ask(FILMS, 1, unsettled, question).unwrap();
         assert_eq!(present.block_on(number(asked)), 3);
     }
 }

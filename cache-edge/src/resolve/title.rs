@@ -100,6 +100,7 @@ impl EdgeObjects {
             headers: http::HeaderMap::new(),
             head_only: false,
             past_the_cache: false,
+            asker: None,
             ahead: None,
         };
         let resolved = self.resolve(&request).await;

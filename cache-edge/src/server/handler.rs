@@ -245,6 +245,7 @@ async fn answer_resolved<O: Objects>(
         headers: request.headers.clone(),
         head_only: request.method == Method::HEAD,
         past_the_cache: false,
+        asker: server.asker(client.address),
         ahead: None,
     };
     let mut attempts_left = MAX_CHANGES;

@@ -138,6 +138,7 @@ impl<O: Objects> NextObjects<O> {
             headers: headers.clone(),
             head_only: false,
             past_the_cache: false,
+            asker: None,
             ahead: Some(next.due),
         };
         let object = match self.objects.resolve(&request).await {

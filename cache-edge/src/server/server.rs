@@ -29,7 +29,7 @@ use super::{
     edge_body::EdgeBody,
     file_slices::FileSlices,
     handler::{self, PeerHandler},
-    limits::{Limits, RateLimiter, Share, Shares},
+    limits::{Limits, RateLimiter, Share, Shares, client_number},
     metrics::{Metrics, Refusal},
     next_objects::NextObjects,
     paced_io::PacedIo,
@@ -295,6 +295,13 @@ impl<O: Objects> Server<O> {
             self.metrics.count_refusal(Refusal::Readers);
         }
         share
+    }
+
+    /// The client whose share of the questions to origins a request uses; none for a proxy, which
+    /// asks for many.
+    pub(super) fn asker(&self, client: IpAddr) -> Option<u128> {
+        let is_proxy = self.settings.proxies.trusted.contains(client);
+        (!is_proxy).then(|| client_number(client))
     }
 
     pub(super) fn share_of(&self, shares: &Arc<Shares>, client: IpAddr) -> Option<Share> {
