@@ -192,10 +192,23 @@ impl Jobs {
         job: &JobRecord,
         entry: &EntryRecord,
     ) -> Result<(), ServiceError> {
-        let mut budget = self.budget(job.id, entry.geometry.chunk_size());
-        if budget == 0 {
+        let mut left = self.take_budget(job.id, Instant::now());
+        if left == 0 {
             return Ok(());
         }
+        let given = self.give_at_most(cluster, job, entry, &mut left).await;
+        self.give_budget_back(job.id, left);
+        given
+    }
+
+    /// The same for so many chunks; `left` is how many it did not use.
+    async fn give_at_most(
+        &self,
+        cluster: &Cluster,
+        job: &JobRecord,
+        entry: &EntryRecord,
+        left: &mut u64,
+    ) -> Result<(), ServiceError> {
         let mut targets: Vec<(EdgeId, String)> = Vec::new();
         if job.edges.is_empty() {
             let holdings = cluster.database.holdings(entry.id).await?;
@@ -221,7 +234,7 @@ impl Jobs {
                     availability::missing(cluster, entry.id, entry.geometry, *range, &name).await?,
                 );
             }
-            let chunks = first(chunks_of(&missing, entry.geometry), &mut budget);
+            let chunks = first(chunks_of(&missing, entry.geometry), left);
             if !chunks.is_empty() {
                 let owner = Owner {
                     job: Some(job.id),
@@ -256,15 +269,23 @@ impl Jobs {
         state.running.get(&job).is_some_and(|it| it.is_open)
     }
 
-    /// Chunks that may be requested for the job now.
-    fn budget(&self, job: Uuid, chunk_size: u32) -> u64 {
-        let state = self.state.lock();
-        match state.running.get(&job) {
+    /// Takes the chunks that may be requested for the job now.
+    fn take_budget(&self, job: Uuid, now: Instant) -> u64 {
+        let mut state = self.state.lock();
+        match state.running.get_mut(&job) {
             Some(running) if running.is_open => {
-                let pace = running.pace.as_ref();
-                pace.map_or(u64::MAX, |pace| pace.chunks(chunk_size))
+                let pace = running.pace.as_mut();
+                pace.map_or(u64::MAX, |pace| pace.take(now))
             }
             _ => 0,
+        }
+    }
+
+    fn give_budget_back(&self, job: Uuid, chunks: u64) {
+        let mut state = self.state.lock();
+        let running = state.running.get_mut(&job);
+        if let Some(pace) = running.and_then(|running| running.pace.as_mut()) {
+            pace.give_back(chunks);
         }
     }
 
@@ -296,9 +317,6 @@ impl Jobs {
             bytes_done,
             rate,
         });
-        if let Some(pace) = &mut running.pace {
-            pace.look(bytes_done, now);
-        }
         if !running.wants.is_empty() {
             running.looks = 0;
             return false;
@@ -387,12 +405,12 @@ mod tests {
         });
         let at = |text: &str| text.parse::<Timestamp>().unwrap();
         assert!(jobs.follow_clock(at("2026-06-01T00:59:59Z")).is_empty());
-        assert_eq!(jobs.budget(id, 1), 0);
+        assert_eq!(jobs.take_budget(id, Instant::now()), 0);
         let entry = chunkcache_proto::EntryId::from_u128(7);
         assert_eq!(jobs.waiting_for_window(entry, 9), [id]);
         assert!(jobs.waiting_for_window(entry, 10).is_empty());
         assert_eq!(jobs.follow_clock(at("2026-06-01T01:00:00Z")), [id]);
-        assert_eq!(jobs.budget(id, 1), u64::MAX);
+        assert_eq!(jobs.take_budget(id, Instant::now()), u64::MAX);
         assert!(
             jobs.sample(id, 0),
             "it is given its chunks at the first look"
@@ -400,7 +418,7 @@ mod tests {
         assert!(jobs.follow_clock(at("2026-06-01T01:59:59Z")).is_empty());
         assert!(jobs.waiting_for_window(entry, 9).is_empty());
         assert_eq!(jobs.follow_clock(at("2026-06-01T02:00:00Z")), [id]);
-        assert_eq!(jobs.budget(id, 1), 0);
+        assert_eq!(jobs.take_budget(id, Instant::now()), 0);
     }
 
     #[test]

@@ -145,47 +145,48 @@ impl Window {
     }
 }
 
-/// Holds a job to its rate: what may be requested next is what the rate allows since the last look,
-/// less what has arrived.
+/// Holds a job to its rate: whole chunks are taken from what the rate allowed since the last time.
 #[derive(Clone, Debug)]
 pub struct Pace {
     /// Bytes per second.
     rate: f64,
-    /// Bytes; negative: more arrived than was allowed.
+    chunk: f64,
+    /// Bytes.
     allowance: f64,
-    most: f64,
     at: Instant,
-    bytes_done: Option<u64>,
 }
 
 impl Pace {
     /// Begins with one chunk.
     #[must_use]
     pub fn new(max_rate: u64, chunk_size: u32, now: Instant) -> Self {
-        let (rate, chunk) = (max_rate as f64, f64::from(chunk_size));
+        let chunk = f64::from(chunk_size.max(1));
         Self {
-            rate,
+            rate: max_rate as f64,
+            chunk,
             allowance: chunk,
-            most: (rate * RATE_OVER.as_secs_f64()).max(chunk),
             at: now,
-            bytes_done: None,
         }
     }
 
-    /// Counts the time that passed, and what arrived meanwhile.
-    pub fn look(&mut self, bytes_done: u64, now: Instant) {
+    /// Takes the chunks that may be requested now.
+    pub fn take(&mut self, now: Instant) -> u64 {
         let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
-        let before = self.bytes_done.replace(bytes_done).unwrap_or(bytes_done);
-        let arrived = bytes_done.saturating_sub(before) as f64;
-        let allowed = (self.allowance + self.rate * elapsed).min(self.most);
-        self.allowance = (allowed - arrived).max(-self.most);
         self.at = now;
+        self.add(self.rate * elapsed);
+        let chunks = (self.allowance / self.chunk).floor();
+        self.allowance -= chunks * self.chunk;
+        chunks as u64
     }
 
-    /// Whole chunks that may be requested now.
-    #[must_use]
-    pub fn chunks(&self, chunk_size: u32) -> u64 {
-        (self.allowance.max(0.0) / f64::from(chunk_size.max(1))) as u64
+    /// Takes back chunks that were not requested.
+    pub fn give_back(&mut self, chunks: u64) {
+        self.add(chunks as f64 * self.chunk);
+    }
+
+    fn add(&mut self, bytes: f64) {
+        let most = (self.rate * RATE_OVER.as_secs_f64()).max(self.chunk);
+        self.allowance = (self.allowance + bytes).min(most);
     }
 }
 
@@ -296,40 +297,33 @@ mod tests {
     fn a_job_gets_what_its_rate_allows() {
         let start = Instant::now();
         let mut pace = Pace::new(u64::from(CHUNK), CHUNK, start);
-        let mut done = 0;
-        let mut half_seconds = 0;
-        // A chunk a second, looked at twice a second; each request arrives before the next look.
-        while done < 20 * u64::from(CHUNK) {
-            pace.look(done, start + Duration::from_millis(500 * half_seconds));
-            done += pace.chunks(CHUNK) * u64::from(CHUNK);
-            half_seconds += 1;
+        // A chunk a second, looked at twice a second.
+        let mut taken = Vec::new();
+        for half_seconds in 0..7 {
+            taken.push(pace.take(start + Duration::from_millis(500 * half_seconds)));
         }
-        assert_eq!(half_seconds, 2 * 19 + 1, "19 seconds after the first chunk");
+        assert_eq!(taken, [1, 0, 1, 0, 1, 0, 1]);
     }
 
     #[test]
     fn what_was_not_fetched_is_not_made_up_for() {
         let start = Instant::now();
         let mut pace = Pace::new(u64::from(CHUNK), CHUNK, start);
-        pace.look(0, start + Duration::from_secs(3600));
-        assert_eq!(pace.chunks(CHUNK), 10);
-        // More than allowed, by viewers: the job waits, but not for ever.
         let hour = start + Duration::from_secs(3600);
-        pace.look(1 << 40, hour);
-        assert_eq!(pace.chunks(CHUNK), 0);
-        pace.look(1 << 40, hour + Duration::from_secs(11));
-        assert_eq!(pace.chunks(CHUNK), 1);
+        assert_eq!(pace.take(hour), 10);
+        assert_eq!(pace.take(hour), 0);
+        pace.give_back(3);
+        assert_eq!(pace.take(hour), 3);
+        pace.give_back(100);
+        assert_eq!(pace.take(hour), 10);
     }
 
     #[test]
     fn a_rate_below_a_chunk_a_look_still_gets_there() {
         let start = Instant::now();
         let mut pace = Pace::new(1024, CHUNK, start);
-        pace.look(0, start);
-        assert_eq!(pace.chunks(CHUNK), 1);
-        pace.look(u64::from(CHUNK), start);
-        assert_eq!(pace.chunks(CHUNK), 0);
-        pace.look(u64::from(CHUNK), start + Duration::from_secs(2048));
-        assert_eq!(pace.chunks(CHUNK), 1);
+        assert_eq!(pace.take(start), 1);
+        assert_eq!(pace.take(start + Duration::from_secs(2047)), 0);
+        assert_eq!(pace.take(start + Duration::from_secs(2048)), 1);
     }
 }
