@@ -136,12 +136,16 @@ pub struct State {
     measures: Mutex<Measures>,
 }
 
+type OriginLabel = [(&'static str, Arc<str>); 2];
+
 /// Present values of each source.
 #[derive(Default)]
 struct SourceGauges {
     used: Family<SourceLabel, Gauge>,
     quota: Family<SourceLabel, Gauge>,
-    origin_up: Family<[(&'static str, Arc<str>); 2], Gauge>,
+    origin_up: Family<OriginLabel, Gauge>,
+    origin_rate: Family<OriginLabel, Gauge>,
+    origin_link_is_full: Family<OriginLabel, Gauge>,
 }
 
 impl SourceGauges {
@@ -161,6 +165,17 @@ impl SourceGauges {
             "0 from an origin's failures on until it answers: other origins are asked first",
             self.origin_up.clone(),
         );
+        registry.register(
+            "origin_rate_bytes_per_second",
+            "What the link to an origin gave within the last minute, while it was busy",
+            self.origin_rate.clone(),
+        );
+        registry.register(
+            "origin_link_is_full",
+            "1: fetches at the same time share the link to an origin, and lookahead waits for what is \
+             more urgent; 0: each has its own share; absent: not known",
+            self.origin_link_is_full.clone(),
+        );
     }
 
     fn read(&self, store: &Store, sources: &Catalogue, counters: &Counters) {
@@ -168,6 +183,8 @@ impl SourceGauges {
         self.used.clear();
         self.quota.clear();
         self.origin_up.clear();
+        self.origin_rate.clear();
+        self.origin_link_is_full.clear();
         let mut uses = store.source_uses();
         uses.sort_unstable_by(|one, other| one.source.cmp(&other.source));
         for it in uses.into_iter().take(MAX_SOURCES) {
@@ -193,6 +210,14 @@ impl SourceGauges {
                         ("origin", origin.authority().into()),
                     ];
                     self.origin_up.get_or_create(&label).set(value);
+                    if let Some(rate) = origin.link.bytes_per_second() {
+                        let rate = i64::try_from(rate).unwrap_or(i64::MAX);
+                        self.origin_rate.get_or_create(&label).set(rate);
+                    }
+                    if let Some(is_full) = origin.link.is_full() {
+                        let gauge = self.origin_link_is_full.get_or_create(&label);
+                        gauge.set(i64::from(is_full));
+                    }
                 }
             }
         }

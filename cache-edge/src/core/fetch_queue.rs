@@ -10,6 +10,10 @@
 //! are stopped here at once, before the coordinator knows. No level starves: after [`MAX_YIELD_MS`]
 //! one of them runs to its end.
 //!
+//! If the link to an origin is full, so that a second fetch adds nothing, lookahead waits too: a
+//! HIGH fetch starts when no other one from there, CRITICAL or HIGH, has more than its end to bring.
+//! So a reader's bytes come in the order in which it needs them.
+//!
 //! No source can take all slots with its CRITICAL fetches: see [`FetchQueue::settle`].
 //!
 //! A state machine without clock or tasks: each change returns the tasks to start and to stop.
@@ -42,6 +46,8 @@ pub struct Task {
     pub level: Level,
     /// On the caller's clock, in milliseconds.
     pub deadline_ms: u64,
+    /// The reader that it is ahead of; 0: none.
+    pub reader: u64,
 }
 
 impl Task {
@@ -109,6 +115,12 @@ pub struct FetchQueue {
     /// Kept until one of its lower tasks has ended, so that a gap between two CRITICAL fetches does
     /// not reset it.
     yielding: HashMap<Arc<str>, Yielding>,
+    /// Origins with a full link.
+    full: HashSet<Arc<str>>,
+    /// Since when HIGH fetches of an origin wait because its link is full.
+    ahead_since_ms: HashMap<Arc<str>, u64>,
+    /// Running tasks that have only their end to bring.
+    ending: HashSet<TaskId>,
 }
 
 impl FetchQueue {
@@ -120,19 +132,39 @@ impl FetchQueue {
             waiting: BTreeSet::new(),
             running: BTreeSet::new(),
             yielding: HashMap::new(),
+            full: HashSet::new(),
+            ahead_since_ms: HashMap::new(),
+            ending: HashSet::new(),
         }
     }
 
     /// Adds a task. `false`: the queue is full, or the id is known.
     #[must_use]
-    pub fn push(&mut self, task: Task) -> bool {
+    pub fn push(&mut self, mut task: Task) -> bool {
         let full = self.tasks.len() >= MAX_TASKS && task.level != Level::Critical;
         if full || self.tasks.contains_key(&task.id) {
             return false;
         }
+        task.deadline_ms = task.deadline_ms.max(self.deadline_before(&task));
         self.waiting.insert(task.rank());
         self.tasks.insert(task.id, (task, State::Waiting));
         true
+    }
+
+    /// The latest deadline of waiting tasks that bring the reader's chunks before these. They were
+    /// estimated when the reader was slower.
+    fn deadline_before(&self, task: &Task) -> u64 {
+        let is_before = |other: &&Task| {
+            other.reader == task.reader
+                && other.entry == task.entry
+                && other.level == task.level
+                && other.first_chunk < task.first_chunk
+        };
+        let waiting = self.waiting.iter().take_while(|_| task.reader != 0);
+        let before = waiting
+            .filter_map(|rank| self.get(rank.2))
+            .filter(is_before);
+        before.map(|it| it.deadline_ms).max().unwrap_or(0)
     }
 
     /// Adds a task that is already running (the body of a probe).
@@ -177,8 +209,38 @@ impl FetchQueue {
         }
     }
 
+    /// Origins of waiting HIGH tasks.
+    #[must_use]
+    pub fn origins_ahead(&self) -> HashSet<Arc<str>> {
+        let ranks = self.waiting.iter().take_while(|rank| rank.0 <= Level::High);
+        let ahead = ranks.filter(|rank| rank.0 == Level::High);
+        ahead
+            .filter_map(|rank| self.origin_of(rank.2).cloned())
+            .collect()
+    }
+
+    /// Sets which of [`Self::origins_ahead`] have a full link, for the next [`Self::settle`].
+    pub fn set_full(&mut self, full: HashSet<Arc<str>>) {
+        self.ahead_since_ms
+            .retain(|origin, _| full.contains(origin));
+        self.full = full;
+    }
+
+    /// A running task has only its end to bring: the next one may be requested, so that the link
+    /// does not idle for a round trip.
+    pub fn near_end(&mut self, id: TaskId) {
+        if self
+            .tasks
+            .get(&id)
+            .is_some_and(|(_, state)| *state == State::Running)
+        {
+            self.ending.insert(id);
+        }
+    }
+
     /// Removes a task that is over, for whatever reason.
     pub fn ended(&mut self, id: TaskId) {
+        self.ending.remove(&id);
         if let Some((task, _)) = self.tasks.remove(&id) {
             self.running.remove(&task.rank());
             self.waiting.remove(&task.rank());
@@ -194,6 +256,7 @@ impl FetchQueue {
     /// and is over.
     #[must_use]
     pub fn preempted(&mut self, id: TaskId) -> bool {
+        self.ending.remove(&id);
         let Some((task, state)) = self.tasks.get_mut(&id) else {
             return false;
         };
@@ -243,6 +306,11 @@ impl FetchQueue {
             self.waiting.remove(&best);
             self.running.insert(best);
             self.set_state(best.2, State::Running);
+            if best.0 == Level::High
+                && let Some(origin) = self.origin_of(best.2).cloned()
+            {
+                self.ahead_since_ms.remove(&origin);
+            }
             effects.push(Effect::Start(best.2));
         }
         effects
@@ -337,6 +405,14 @@ impl FetchQueue {
     fn next_to_start(&mut self, urgent: &HashSet<Arc<str>>, now_ms: u64) -> Option<Rank> {
         let full = self.running.len() >= self.max_running;
         for &rank in &self.waiting {
+            if rank.0 == Level::High
+                && let Some(origin) = self.held_back(rank)
+            {
+                let since_ms = *self.ahead_since_ms.entry(origin).or_insert(now_ms);
+                if now_ms.saturating_sub(since_ms) < MAX_YIELD_MS {
+                    continue;
+                }
+            }
             if rank.0 < Level::Medium {
                 return Some(rank);
             }
@@ -360,6 +436,16 @@ impl FetchQueue {
             }
         }
         None
+    }
+
+    /// The origin of a waiting HIGH task, if its link is full and another fetch uses it.
+    fn held_back(&self, rank: Rank) -> Option<Arc<str>> {
+        let origin = self.origin_of(rank.2)?;
+        let mut running = self.running.iter().take_while(|it| it.0 <= Level::High);
+        let is_used = self.full.contains(origin)
+            && running
+                .any(|it| self.origin_of(it.2) == Some(origin) && !self.ending.contains(&it.2));
+        is_used.then(|| origin.clone())
     }
 
     fn set_state(&mut self, id: TaskId, state: State) {

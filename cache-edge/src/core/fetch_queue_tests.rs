@@ -15,6 +15,7 @@ fn task(id: TaskId, level: Level, deadline_ms: u64) -> Task {
         chunk_count: 4,
         level,
         deadline_ms,
+        reader: 0,
     }
 }
 
@@ -27,6 +28,22 @@ fn the_earliest_deadline_of_the_most_urgent_level_first() {
     assert_eq!(queue.settle(0, free), [Effect::Start(3)]);
     queue.ended(3);
     assert_eq!(queue.settle(0, free), [Effect::Start(2)]);
+}
+
+#[test]
+fn a_readers_chunks_come_in_their_order_although_it_became_faster() {
+    let mut queue = FetchQueue::new(1);
+    let of = |id, deadline, reader| Task {
+        reader,
+        ..task(id, Level::High, deadline)
+    };
+    for (id, deadline, reader) in [(1, 900, 7), (2, 500, 7), (3, 600, 8), (4, 400, 0)] {
+        assert!(queue.push(of(id, deadline, reader)));
+    }
+    for id in [4, 3, 1, 2] {
+        assert_eq!(queue.settle(0, free), [Effect::Start(id)]);
+        queue.ended(id);
+    }
 }
 
 #[test]
@@ -195,6 +212,45 @@ fn who_gave_way_for_long_runs_to_its_end() {
     );
     queue.ended(1);
     assert_eq!(queue.settle(now, free), [], "the other's time begins anew");
+}
+
+#[test]
+fn on_a_full_link_lookahead_waits_for_what_is_needed_first() {
+    let mut queue = FetchQueue::new(3);
+    let of = |id, level, deadline| of_origin("a", task(id, level, deadline));
+    let full = || HashSet::from(["a".into()]);
+    assert!(queue.push(of(1, Level::Critical, 0)));
+    assert!(queue.push(of(2, Level::High, 5)) && queue.push(of(3, Level::High, 9)));
+    assert!(queue.push(of_origin("b", task(4, Level::High, 9))));
+    assert_eq!(
+        queue.origins_ahead(),
+        HashSet::from(["a".into(), "b".into()])
+    );
+    queue.set_full(full());
+    assert_eq!(queue.settle(0, free), [Effect::Start(1), Effect::Start(4)]);
+    // The next one is requested while the end of the one before arrives.
+    queue.near_end(1);
+    assert_eq!(queue.settle(1, free), [Effect::Start(2)]);
+    assert_eq!(queue.settle(2, free), [], "one at a time");
+    queue.ended(1);
+    assert_eq!(queue.settle(3, free), []);
+    // A reader has reached it.
+    queue.reprioritise(3, Level::Critical, 0);
+    assert_eq!(queue.settle(4, free), [Effect::Start(3)]);
+    for id in [2, 3, 4] {
+        queue.ended(id);
+    }
+    queue.set_full(HashSet::new());
+    queue.set_full(full());
+    // Nothing starves, and on a link that is not full all start at once.
+    assert!(queue.push(of(5, Level::Critical, 0)) && queue.push(of(6, Level::High, 5)));
+    assert_eq!(queue.settle(10, free), [Effect::Start(5)]);
+    assert_eq!(queue.settle(9 + MAX_YIELD_MS, free), []);
+    assert_eq!(queue.settle(10 + MAX_YIELD_MS, free), [Effect::Start(6)]);
+    assert!(queue.push(of(7, Level::High, 9)));
+    assert_eq!(queue.settle(10 + MAX_YIELD_MS, free), []);
+    queue.set_full(HashSet::new());
+    assert_eq!(queue.settle(10 + MAX_YIELD_MS, free), [Effect::Start(7)]);
 }
 
 #[test]

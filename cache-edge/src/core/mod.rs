@@ -13,6 +13,7 @@ pub mod container;
 pub mod fetch_queue;
 pub mod hedging;
 mod jwt_crypto;
+pub mod link_rate;
 pub mod lookahead;
 pub mod manifest;
 pub mod permissions;

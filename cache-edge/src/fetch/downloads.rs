@@ -29,6 +29,8 @@ use crate::{
     worker_pool::Workers,
 };
 
+/// The next fetch from a full link is requested when the one before has this much left, or more.
+const LEAST_LEAD: u64 = 64 << 10;
 /// Ids of local fetches have this bit.
 pub const LOCAL_BIT: u64 = 1 << 63;
 /// Which fetch, if any, brings a chunk.
@@ -140,6 +142,7 @@ impl Downloads {
             chunk_count: assignment.chunk_count,
             level: assignment.level,
             deadline_ms: self.now_ms() + u64::from(assignment.deadline_in_ms),
+            reader: assignment.reader,
         }
     }
 
@@ -194,10 +197,24 @@ impl Downloads {
     fn handle(&self, assignment: &Assignment, ordered: Instant) -> Arc<FetchHandle> {
         let run = assignment.run();
         let (this, id, level) = (Arc::downgrade(&self.0), assignment.id, assignment.level);
+        let inner = this.clone();
+        let source = self.0.fetcher.catalogue.get(&assignment.source());
+        let lead = source.and_then(|source| source.bytes_of_round_trip());
+        // Twice, because the edge and the coordinator take their time too.
+        let lead = lead.unwrap_or(0).saturating_mul(2).max(LEAST_LEAD);
+        let end_begins = run.end.saturating_sub(lead.min(run.len() / 2));
         let handle = FetchHandle::new(run.start, assignment.start_at, move |reached| {
             if let Some(inner) = this.upgrade() {
                 inner.fetcher.counters.chunk_came(level, ordered.elapsed());
                 Self(inner).report(id, v1::fetch_report::State::Progress, reached, None);
+            }
+        });
+        let handle = handle.with_end(end_begins, move || {
+            if let Some(inner) = inner.upgrade() {
+                let this = Self(inner);
+                let mut state = this.0.state.lock();
+                state.queue.near_end(id);
+                this.settle(state);
             }
         });
         handle.set_level(level);
@@ -216,6 +233,12 @@ impl Downloads {
                         .still_wants(assignment.reader, task.entry, assignment.run())
             })
         };
+        let mut full = queue.origins_ahead();
+        full.retain(|name| {
+            let source = self.0.fetcher.catalogue.get(name);
+            source.is_some_and(|source| source.is_link_full())
+        });
+        queue.set_full(full);
         for effect in queue.settle(self.now_ms(), is_wanted) {
             match effect {
                 Effect::Start(id) => {

@@ -36,6 +36,9 @@ pub struct FetchHandle {
     /// Distance from the run's start to the furthest position.
     reached: AtomicU64,
     on_chunk: Option<OnChunk>,
+    /// The position from which only the end is missing; 0: none, or it was passed.
+    end_begins: AtomicU64,
+    on_end: Option<Box<dyn Fn() + Send + Sync>>,
     /// How urgently its bytes are wanted.
     level: Arc<AtomicU8>,
 }
@@ -56,6 +59,14 @@ impl FetchHandle {
         };
         handle.begin_leg(start_at);
         handle
+    }
+
+    /// Calls `on_end` once, when the fetch is at this position or beyond it.
+    #[must_use]
+    pub fn with_end(mut self, begins: u64, on_end: impl Fn() + Send + Sync + 'static) -> Self {
+        self.end_begins = AtomicU64::new(begins);
+        self.on_end = Some(Box::new(on_end));
+        self
     }
 
     /// Begins another part of the run.
@@ -142,6 +153,14 @@ impl FetchHandle {
         self.position.store(offset, Ordering::Relaxed);
         let reached = offset.saturating_sub(self.run_start);
         self.reached.fetch_max(reached, Ordering::Relaxed);
+        let end_begins = self.end_begins.load(Ordering::Relaxed);
+        if end_begins > 0
+            && offset >= end_begins
+            && self.end_begins.swap(0, Ordering::Relaxed) > 0
+            && let Some(on_end) = &self.on_end
+        {
+            on_end();
+        }
     }
 
     pub fn add_bytes(&self, bytes: u64) {

@@ -199,9 +199,12 @@ impl Client {
                 RequestClass::Assigned | RequestClass::Import => Level::High,
                 RequestClass::Background => Level::Low,
             };
+            let origin = source.origins().get(index);
             response.reading = Some(Reading {
                 quota: source.quota.clone(),
                 level: Arc::new(AtomicU8::new(level as u8)),
+                link: origin.map(|it| it.link.clone()).unwrap_or_default(),
+                stream: None,
             });
             return Ok(response);
         }

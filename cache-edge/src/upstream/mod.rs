@@ -12,6 +12,7 @@ pub mod counters;
 pub mod error;
 pub mod health;
 pub mod hedging;
+pub mod link;
 pub mod loops;
 mod origin;
 pub mod peer;

@@ -10,6 +10,7 @@ use url::{Host, Url};
 use super::{
     health::Health,
     hedging::RequestKind,
+    link::OriginLink,
     transport::{Dialing, Proxy, Transport},
 };
 use crate::core::hedging::AnswerTimes;
@@ -28,6 +29,7 @@ pub struct Origin {
     /// `None`: the shared transport of the edge, for sources without settings.
     transport: Option<Transport>,
     pub health: Health,
+    pub link: OriginLink,
     times: Mutex<[AnswerTimes; 3]>,
 }
 
@@ -70,6 +72,7 @@ impl Origin {
             target,
             transport,
             health: Health::default(),
+            link: OriginLink::default(),
             times: Mutex::default(),
         })
     }

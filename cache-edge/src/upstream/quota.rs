@@ -341,10 +341,10 @@ impl Quota {
         Some(now)
     }
 
-    /// Returns when a reader of this level may continue to read. Cancel safe, because only
-    /// [`took`](Self::took) counts bytes.
-    pub async fn ready(&self, level: Level) {
-        while let Some(wait) = self.wait(level) {
+    /// Returns when a reader may continue to read at its level, which may change meanwhile. Cancel
+    /// safe, because only [`took`](Self::took) counts bytes.
+    pub async fn ready(&self, level: impl Fn() -> Level) {
+        while let Some(wait) = self.wait(level()) {
             tokio::time::sleep(wait.min(LONGEST_SLEEP)).await;
         }
     }

@@ -18,6 +18,7 @@ use super::{
     OriginError,
     client::chain,
     connections::{CountedStream, PermitSlot},
+    link::{LinkStream, OriginLink},
     peer_blocks::BlockDecoder,
     quota::Quota,
 };
@@ -44,10 +45,13 @@ pub struct Response {
 }
 
 /// Limits reads of an origin's answer to the source's rate, more urgent ones first.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Reading {
     pub(super) quota: Quota,
     pub(super) level: Arc<AtomicU8>,
+    pub(super) link: OriginLink,
+    /// `None`: a client's pace decides how fast it is read, so it says nothing about the link.
+    pub(super) stream: Option<LinkStream>,
 }
 
 impl Reading {
@@ -81,10 +85,11 @@ impl Response {
         self.has_permit && self.reading.as_ref().is_some_and(|it| it.quota.is_wanted())
     }
 
-    /// Sets the level of its reads, which is shared.
+    /// Sets the level of its reads, which is shared. They are those of a fetch.
     pub fn set_level(&mut self, level: Arc<AtomicU8>) {
         if let Some(reading) = &mut self.reading {
             reading.level = level;
+            reading.stream = Some(reading.link.stream());
         }
     }
 
@@ -115,7 +120,7 @@ impl Response {
     async fn next_frame(&mut self) -> Result<Option<Bytes>, OriginError> {
         loop {
             if let Some(reading) = &self.reading {
-                reading.quota.ready(reading.level()).await;
+                reading.quota.ready(|| reading.level()).await;
             }
             let frame = tokio::time::timeout(self.stall, self.body.frame())
                 .await
@@ -135,6 +140,9 @@ impl Response {
                     {
                         if let Some(reading) = &self.reading {
                             reading.quota.took(bytes.len(), reading.level());
+                            if let Some(stream) = &reading.stream {
+                                stream.took(bytes.len());
+                            }
                         }
                         return Ok(Some(bytes));
                     }

@@ -250,6 +250,29 @@ impl Source {
         self.origins.get(index)?.late_after(kind)
     }
 
+    /// Whether the link to the origin that is asked first is full: a fetch beside another one adds
+    /// nothing.
+    #[must_use]
+    pub fn is_link_full(&self) -> bool {
+        let origin = self.first_asked();
+        origin.is_some_and(|origin| origin.link.is_full() == Some(true))
+    }
+
+    /// What the link brings in the time that the origin takes to begin an answer, as far as both are
+    /// known.
+    #[must_use]
+    pub fn bytes_of_round_trip(&self) -> Option<u64> {
+        let origin = self.first_asked()?;
+        let rate = origin.link.bytes_per_second()? as f64;
+        Some((rate * origin.usual_time()?.as_secs_f64()) as u64)
+    }
+
+    fn first_asked(&self) -> Option<&Origin> {
+        let is_alive = |origin: &&Origin| origin.health.dead_since().is_none();
+        let alive = self.origins.iter().find(is_alive);
+        alive.or_else(|| self.origins.first())
+    }
+
     /// Dead origins whose pause is over. Each is returned once.
     pub(super) fn due_trials(&self) -> Vec<usize> {
         if self.origins.len() == 1 {

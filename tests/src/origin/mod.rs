@@ -75,10 +75,16 @@ struct Delays {
     answers: u64,
 }
 
+/// How late the system may wake a thread that paces a body.
+const WOKEN_LATE: Duration = Duration::from_millis(20);
+
 /// One link for all connections: each piece waits for those before it.
 #[derive(Debug, Clone, Copy)]
 struct Link {
     bytes_per_second: u64,
+    /// How long a piece may wait in the queue before the link: what connections send beyond it is
+    /// not taken. 0: each connection has one piece there.
+    queue: Duration,
     free_at: Instant,
 }
 
@@ -174,8 +180,15 @@ impl Origin {
 
     /// Makes all bodies share a link of this rate, first come, first served; none: no limit.
     pub fn set_link(&self, bytes_per_second: Option<u64>) {
+        self.set_link_with_queue(bytes_per_second, Duration::ZERO);
+    }
+
+    /// The same behind a queue of this length, first in first out, as a home router has: one
+    /// connection fills it, and the bytes of all others wait behind.
+    pub fn set_link_with_queue(&self, bytes_per_second: Option<u64>, queue: Duration) {
         self.state().link = bytes_per_second.map(|rate| Link {
             bytes_per_second: rate,
+            queue,
             free_at: Instant::now(),
         });
     }
@@ -253,25 +266,27 @@ impl Shared {
         state.hits.len() - 1
     }
 
-    /// Connections alternate on a shared link in pieces of a few packets, as on a wire.
-    fn link_piece(&self, piece: u64) -> u64 {
-        const LINK_PIECE_BYTES: u64 = 8 << 10;
-        match self.lock().link {
-            Some(_) => piece.min(LINK_PIECE_BYTES),
-            None => piece,
-        }
+    fn has_link(&self) -> bool {
+        self.lock().link.is_some()
     }
 
-    /// Reserves a slot on the shared link; returns how long to wait for it.
-    fn take_link(&self, bytes: u64) -> Duration {
+    /// Puts a piece into the queue of the shared link; returns when it has passed the link. `Err`:
+    /// the queue is full until then. `is_first`: the connection has no other piece there.
+    fn take_link(&self, bytes: u64, is_first: bool) -> Result<Instant, Instant> {
         let mut state = self.lock();
-        let Some(link) = &mut state.link else {
-            return Duration::ZERO;
-        };
         let now = Instant::now();
-        link.free_at = link.free_at.max(now)
+        let Some(link) = &mut state.link else {
+            return if is_first { Ok(now) } else { Err(now) };
+        };
+        let has_room = is_first && link.queue.is_zero();
+        if !has_room && link.free_at > now + link.queue {
+            return Err(link.free_at - link.queue);
+        }
+        // A thread that was woken late catches up: it has not lost the link's time.
+        let earliest = now.checked_sub(WOKEN_LATE).unwrap_or(now);
+        link.free_at = link.free_at.max(earliest)
             + Duration::from_secs_f64(bytes as f64 / link.bytes_per_second as f64);
-        link.free_at - now
+        Ok(link.free_at)
     }
 
     /// How long the next answer is delayed.

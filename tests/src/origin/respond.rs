@@ -1,5 +1,6 @@
 //! The answer to one request: by the book (RFC 9110) unless a fault says otherwise.
 
+use std::collections::VecDeque;
 use std::io::{self, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
@@ -11,6 +12,9 @@ use super::object::{Fault, Object};
 const PIECE_BYTES: u64 = 64 << 10;
 /// A paced body is sent in this many pieces a second.
 const PACED_PIECES_PER_SECOND: u64 = 50;
+const LINK_PIECE_BYTES: u64 = 8 << 10;
+/// Of connections that share a link.
+const SEND_BUFFER_BYTES: usize = 16 << 10;
 /// How often a stalled or paced answer checks whether the origin stops.
 const STALL_POLL: Duration = Duration::from_millis(50);
 
@@ -214,14 +218,42 @@ fn send(
     let piece = object.bytes_per_second.map_or(PIECE_BYTES, |rate| {
         (rate / PACED_PIECES_PER_SECOND).clamp(1, PIECE_BYTES)
     });
-    let piece = shared.link_piece(piece);
+    let piece = match shared.has_link() {
+        // Connections alternate on it in pieces of a few packets, as on a wire.
+        true => piece.min(LINK_PIECE_BYTES),
+        false => piece,
+    };
+    if shared.has_link() {
+        // What is in the buffer has passed the link already.
+        socket2::SockRef::from(stream).set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    }
     let mut buffer = vec![0; piece as usize];
     let mut sent = 0;
+    // Pieces in the queue of the link, and when each has passed it.
+    let mut queued: VecDeque<(u64, Instant)> = VecDeque::new();
+    let mut taken = 0;
     while sent < limit + surplus && !shared.is_stopping() {
-        let count = piece.min(limit + surplus - sent);
+        let next = piece.min(limit + surplus - taken);
+        if next > 0 {
+            match shared.take_link(next, queued.is_empty()) {
+                Ok(due) => {
+                    taken += next;
+                    queued.push_back((next, due));
+                    continue;
+                }
+                Err(room_at) if queued.is_empty() => {
+                    pause(shared, room_at.saturating_duration_since(Instant::now()));
+                    continue;
+                }
+                Err(_) => {}
+            }
+        }
+        let Some((count, due)) = queued.pop_front() else {
+            break;
+        };
         let bytes = &mut buffer[..count as usize];
         object.read(plan.start + sent, bytes)?;
-        pause(shared, shared.take_link(count));
+        pause(shared, due.saturating_duration_since(Instant::now()));
         if chunked {
             write!(stream, "{count:x}\r\n")?;
         }
