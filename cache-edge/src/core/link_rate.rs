@@ -2,7 +2,7 @@
 //! read beside another one adds nothing.
 //!
 //! Both are seen in passing: what one answer was given that had the link for itself, and what
-//! several were given together. Nothing is tried out, and what was never seen is not known.
+//! several were given together. If only the second is known, for a moment one is read at a time.
 
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,8 @@ const LEAST_SPAN: Duration = Duration::from_millis(75);
 /// An estimate that is older says nothing any more. While a full link is used by one answer at a
 /// time, what several are given together is not seen.
 const KNOWN_FOR: Duration = Duration::from_secs(60);
+/// How long one answer is read at a time to learn what it is given, once in [`KNOWN_FOR`].
+const TRIAL: Duration = Duration::from_secs(2);
 /// Limit of answers that are told apart in one window.
 const MAX_STREAMS: usize = 16;
 
@@ -24,6 +26,7 @@ pub struct LinkRate {
     alone: Option<Estimate>,
     /// What several answers were given together.
     together: Option<Estimate>,
+    trial_begun: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +93,19 @@ impl LinkRate {
         let (alone, together) = (known(self.alone, now)?, known(self.together, now)?);
         // A second answer with a share of its own would double it.
         Some(together < alone.saturating_add(alone / 2))
+    }
+
+    /// Whether to read one answer at a time: the link is full, or what one is given is not known.
+    pub fn is_for_one(&mut self, now: Instant) -> bool {
+        if let Some(is_full) = self.is_full(now) {
+            return is_full;
+        }
+        if known(self.together, now).is_none() {
+            return false;
+        }
+        let since = |at: Instant| now.saturating_duration_since(at);
+        let before = self.trial_begun.filter(|at| since(*at) < KNOWN_FOR);
+        since(*self.trial_begun.insert(before.unwrap_or(now))) < TRIAL
     }
 }
 
@@ -173,6 +189,29 @@ mod tests {
             assert_eq!(rate.is_full(at(2_000)), Some(is_full));
             assert_eq!(rate.is_full(at(2_000) + KNOWN_FOR), None, "long ago");
         }
+    }
+
+    #[test]
+    fn what_one_answer_is_given_is_learnt_within_a_moment_or_not_at_all() {
+        let begun = Instant::now();
+        let at = |ms| begun + Duration::from_millis(ms);
+        let (mut rate, one) = (LinkRate::default(), RATE / 1000);
+        assert!(!rate.is_for_one(at(0)));
+        feed(&mut rate, begun, 0..1_000, &[(1, one / 2), (2, one / 2)]);
+        let mut other = rate.clone();
+        assert!(rate.is_for_one(at(1_000)));
+        feed(&mut rate, begun, 1_000..1_400, &[(3, one)]);
+        assert!(rate.is_for_one(at(1_400)) && rate.is_full(at(1_400)) == Some(true));
+        // Something else is always read beside it.
+        assert!(other.is_for_one(at(1_000)) && other.is_for_one(at(2_900)));
+        feed(
+            &mut other,
+            begun,
+            2_000..60_000,
+            &[(1, one / 2), (2, one / 2)],
+        );
+        assert!(!other.is_for_one(at(3_001)) && !other.is_for_one(at(60_000)));
+        assert!(other.is_for_one(at(61_001)));
     }
 
     #[test]

@@ -39,6 +39,12 @@ impl OriginLink {
         self.0.rate.lock().bytes_per_second(Instant::now())
     }
 
+    /// Whether to fetch one answer at a time.
+    #[must_use]
+    pub fn is_for_one(&self) -> bool {
+        self.0.rate.lock().is_for_one(Instant::now())
+    }
+
     /// Whether a fetch beside another one adds nothing, if it is known.
     #[must_use]
     pub fn is_full(&self) -> Option<bool> {

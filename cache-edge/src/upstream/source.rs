@@ -250,12 +250,11 @@ impl Source {
         self.origins.get(index)?.late_after(kind)
     }
 
-    /// Whether the link to the origin that is asked first is full: a fetch beside another one adds
-    /// nothing.
+    /// Whether the link to the origin that is asked first is full, or for a moment counts as full.
     #[must_use]
     pub fn is_link_full(&self) -> bool {
         let origin = self.first_asked();
-        origin.is_some_and(|origin| origin.link.is_full() == Some(true))
+        origin.is_some_and(|origin| origin.link.is_for_one())
     }
 
     /// What the link brings in the time that the origin takes to begin an answer, as far as both are
