@@ -15,11 +15,13 @@ use chunkcache_tests::{Object, Origin};
 const USAGE: &str = "usage: chunkcache-origin --root DIRECTORY --listen 127.0.0.1:PORT \
  [--latency-ms N] [--bytes-per-second N] [--max-age SECONDS]
     [--folder NAME:LATENCY_MS:BYTES_PER_SECOND]…
+    [--generate NAME:SEED:BYTES]… [--link-bytes-per-second N [--link-queue-ms N]]
 
 Serves the files below DIRECTORY. --latency-ms is the time before each answer (default 0);
 --bytes-per-second is the pace of each body (default: no limit). --max-age is sent as
 Cache-Control (default: none is). --folder says otherwise for what is below DIRECTORY/NAME
-(0: no limit). GET /.requests tells what was asked for.";
+(0: no limit). --generate adds an object that is no file. --link-bytes-per-second is what all
+bodies share; --link-queue-ms puts a queue before it, first in first out. GET /.requests tells what was asked for.";
 
 struct Options {
     root: PathBuf,
@@ -28,6 +30,9 @@ struct Options {
     bytes_per_second: Option<u64>,
     max_age: Option<u64>,
     folders: Vec<(String, Object)>,
+    generated: Vec<(String, u64, u64)>,
+    link_bytes_per_second: Option<u64>,
+    link_queue: Duration,
 }
 
 fn main() -> ExitCode {
@@ -52,6 +57,11 @@ fn main() -> ExitCode {
     if let Some(seconds) = options.max_age {
         template = template.header("Cache-Control", &format!("max-age={seconds}"));
     }
+    for (name, seed, size) in &options.generated {
+        let object = Object::generated(*seed, *size).like(&template);
+        origin.put(&format!("/{name}"), object);
+    }
+    origin.set_link_with_queue(options.link_bytes_per_second, options.link_queue);
     if let Err(error) = origin.serve_directory(&options.root, template, options.folders) {
         eprintln!("cannot serve {}: {error}", options.root.display());
         return ExitCode::FAILURE;
@@ -66,7 +76,8 @@ fn main() -> ExitCode {
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String> {
     let (mut root, mut listen) = (None, None);
     let (mut latency, mut bytes_per_second) = (Duration::ZERO, None);
-    let (mut max_age, mut folders) = (None, Vec::new());
+    let (mut max_age, mut folders, mut generated) = (None, Vec::new(), Vec::new());
+    let (mut link_bytes_per_second, mut link_queue) = (None, Duration::ZERO);
     while let Some(name) = arguments.next() {
         let value = arguments.next().ok_or(format!("{name} needs a value"))?;
         let number = || {
@@ -86,6 +97,9 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
             "--bytes-per-second" => bytes_per_second = Some(number()?),
             "--max-age" => max_age = Some(number()?),
             "--folder" => folders.push(folder(&value)?),
+            "--generate" => generated.push(generate(&value)?),
+            "--link-bytes-per-second" => link_bytes_per_second = Some(number()?),
+            "--link-queue-ms" => link_queue = Duration::from_millis(number()?),
             _ => return Err(format!("unknown option {name}")),
         }
     }
@@ -96,7 +110,21 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
         bytes_per_second,
         max_age,
         folders,
+        generated,
+        link_bytes_per_second,
+        link_queue,
     })
+}
+
+fn generate(text: &str) -> Result<(String, u64, u64), String> {
+    let wrong = || format!("--generate {text}: expected NAME:SEED:BYTES");
+    let mut parts = text.split(':');
+    let name = parts.next().filter(|name| !name.is_empty());
+    let numbers: Vec<u64> = parts.map_while(|part| part.parse().ok()).collect();
+    let (Some(name), [seed, size]) = (name, numbers.as_slice()) else {
+        return Err(wrong());
+    };
+    Ok((name.to_owned(), *seed, *size))
 }
 
 fn folder(text: &str) -> Result<(String, Object), String> {

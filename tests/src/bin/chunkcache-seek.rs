@@ -6,6 +6,9 @@
 //! other files and a precache job runs. With a node down: three edges, one of which holds half of
 //! the seek targets, or is fetching them, and is killed; the later seeks, at the other edges, are
 //! measured. Prints Markdown and, last, one JSON line.
+//!
+//! `--at ADDRESS TARGET SEED SEEKS LONG` measures seeks at any server instead, of which LONG read on
+//! to 9 MiB, and prints one JSON line (`tests/bench/seeks.py`).
 // A wrong measurement stops at the line that is wrong.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -13,7 +16,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use chunkcache_tests::cluster::{Cluster, ClusterOptions, SOURCE};
-use chunkcache_tests::http::Call;
+use chunkcache_tests::http::{Call, Reply};
 use chunkcache_tests::{CHUNK, MIB, Object, content, eventually};
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng, seq::SliceRandom as _};
 
@@ -24,6 +27,19 @@ const SEEK_BYTES: u64 = 64 << 10;
 const PAUSE: Duration = Duration::from_millis(150);
 
 fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [at, address, target, numbers @ ..] = arguments.as_slice()
+        && at == "--at"
+    {
+        let numbers: Vec<u64> = numbers.iter().map(|it| it.parse().unwrap()).collect();
+        let [seed, seeks, long] = numbers.try_into().expect("SEED SEEKS LONG");
+        let viewer = Viewer {
+            server: address.parse().expect("an address"),
+            target: target.clone(),
+            seed,
+        };
+        return viewer.measure(seeks as usize, long as usize);
+    }
     let seeks: usize = std::env::args()
         .nth(1)
         .map_or(200, |it| it.parse().expect("number of seeks"));
@@ -219,6 +235,77 @@ fn seek(edge: SocketAddr, target: &str, seed: u64, place: u64) -> f64 {
     drop(reply);
     std::thread::sleep(PAUSE);
     time
+}
+
+/// One viewer at any server, who is watching when it seeks.
+struct Viewer {
+    server: SocketAddr,
+    target: String,
+    seed: u64,
+}
+
+impl Viewer {
+    fn measure(&self, seeks: usize, long: usize) {
+        let [mut first, mut two, mut nine] = [const { Vec::new() }; 3];
+        // Whatever is asked for once about the object, and of a server that has just begun.
+        let mut watching = eventually("an answer", Duration::from_secs(20), || {
+            let reply = self.ask(0).ok()?;
+            (reply.status == 206).then_some(reply)
+        });
+        self.read(&mut watching, 0, SEEK_BYTES);
+        let every = seeks / long.max(1);
+        for (number, place) in places(self.seed, seeks).into_iter().enumerate() {
+            std::thread::sleep(PAUSE);
+            drop(watching);
+            let asked = Instant::now();
+            let took = || asked.elapsed().as_secs_f64() * 1000.0;
+            watching = self.open(place);
+            self.read(&mut watching, place, 1);
+            first.push(took());
+            let mut read = 1;
+            let is_long = number % every.max(1) == every.max(1) - 1;
+            let goes_on = if is_long { 9 * MIB } else { SEEK_BYTES };
+            while read < goes_on {
+                let until = if read < 2 * MIB {
+                    goes_on.min(2 * MIB)
+                } else {
+                    goes_on
+                };
+                self.read(&mut watching, place + read, until - read);
+                read = until;
+                match read {
+                    read if read == 2 * MIB => two.push(took()),
+                    read if read == 9 * MIB => nine.push(took()),
+                    _ => {}
+                }
+            }
+        }
+        let told = |times: &mut Vec<f64>| {
+            times.sort_by(f64::total_cmp);
+            serde_json::json!({ "p50": at(times, 0.5), "p99": at(times, 0.99) })
+        };
+        let told = serde_json::json!({
+            "first_ms": told(&mut first), "mib2_ms": told(&mut two), "mib9_ms": told(&mut nine),
+        });
+        println!("{told}");
+    }
+
+    fn open(&self, place: u64) -> Reply {
+        let reply = self.ask(place).expect("an answer");
+        assert_eq!(reply.status, 206);
+        reply
+    }
+
+    fn ask(&self, place: u64) -> std::io::Result<Reply> {
+        let call = Call::get(&self.target).header("Range", &format!("bytes={place}-"));
+        call.open(self.server)
+    }
+
+    fn read(&self, reply: &mut Reply, place: u64, count: u64) {
+        let bytes = reply.take(count as usize).expect("the bytes");
+        let expected = content::bytes(self.seed, place, place + count);
+        assert!(bytes == expected, "wrong bytes at {place}");
+    }
 }
 
 fn slowest(sorted: &[f64]) -> String {

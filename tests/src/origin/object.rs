@@ -175,6 +175,14 @@ impl Object {
         self
     }
 
+    /// With the headers, the latency and the pace of another object.
+    pub fn like(mut self, other: &Object) -> Object {
+        self.headers.clone_from(&other.headers);
+        self.latency = other.latency;
+        self.bytes_per_second = other.bytes_per_second;
+        self
+    }
+
     /// The pace of each body.
     pub fn paced(mut self, bytes_per_second: u64) -> Object {
         self.bytes_per_second = Some(bytes_per_second);
