@@ -268,12 +268,13 @@ class NginxSliceTuned(NginxSlice):
 class Varnish(Server):
     name = "varnish"
     what = "malloc storage, http_range_support on (default)"
+    vcl_lines = "sub vcl_backend_response { set beresp.ttl = 1d; }"
 
     def start(self):
         vcl = self.folder / "bench.vcl"
         vcl.write_text(f"""vcl 4.1;
 backend default {{ .host = "127.0.0.1"; .port = "{self.origin_port}"; }}
-sub vcl_backend_response {{ set beresp.ttl = 1d; }}
+{self.vcl_lines}
 """)
         size = max(2 << 30, self.content.stat().st_size + (512 << 20))
         process = self.launch(

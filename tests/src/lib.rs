@@ -12,6 +12,7 @@
 //! - [`TlsFront`]: TLS before an origin, right and wrong
 //! - [`campaign`]: faults injected while readers compare every byte
 //! - [`load`]: the client of the load generators of `tests/bench`
+//! - [`live`]: a live ladder for the bench: its origin, and viewers that behave like hls.js
 //! - [`http`]: a client that shows exactly what came over the wire
 //!
 //! Everything listens on 127.0.0.1, every wait has a bound, everything ends when dropped, and the
@@ -26,6 +27,7 @@ pub mod campaign;
 pub mod cluster;
 pub mod content;
 pub mod http;
+pub mod live;
 pub mod load;
 pub mod origin;
 pub mod ports;
