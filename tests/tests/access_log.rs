@@ -47,7 +47,9 @@ fn read_frame(stream: &mut BufReader<TcpStream>) -> String {
 }
 
 fn accept(listener: &TcpListener) -> BufReader<TcpStream> {
-    let (stream, _) = listener.accept().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let (stream, _) = eventually("the edge connects", WAIT, || listener.accept().ok());
+    stream.set_nonblocking(false).unwrap();
     stream.set_read_timeout(Some(WAIT)).unwrap();
     BufReader::new(stream)
 }

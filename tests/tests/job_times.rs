@@ -46,6 +46,11 @@ fn a_job_fetches_within_its_window_only() {
     assert_eq!(now["resumes_at_ms"], Value::Null);
     wait_done(&cluster, &now["id"]);
 
+    // Of no named edge, and not done: a term begins with it before any edge is in session.
+    cluster.put("/slow.mp4", Object::generated(46, 4 * CHUNK));
+    let slow = ["precache", "media/slow.mp4", "--max-rate=1KiB"];
+    let slow = cluster.coordinator.json(&slow);
+
     let check = |cluster: &Cluster| {
         let job = job(cluster, &later["id"]);
         assert_eq!(job["bytes_done"], 0);
@@ -77,6 +82,7 @@ fn a_job_fetches_within_its_window_only() {
     let marker = cluster.coordinator.json(&["precache", "media/marker.mp4"]);
     wait_done(&cluster, &marker["id"]);
     check(&cluster);
+    assert_eq!(job(&cluster, &slow["id"])["state"], "running");
 }
 
 #[test]

@@ -178,9 +178,7 @@ impl Jobs {
         }
         match self.give(cluster, job, &entry).await {
             // The supervisor assigns it as soon as there is an edge.
-            Err(ServiceError::Precondition {
-                reason: "NO_EDGE", ..
-            }) => Ok(()),
+            Err(ServiceError::NoEdge(_)) => Ok(()),
             other => other,
         }
     }
