@@ -62,12 +62,12 @@ other two, without a pause. Every byte read is compared.
 {table}
 
 ## Behind other origins, beside peers
-`tests/bench/seeks.py`: one viewer, and nothing else. 60 seeks to places that no reader has reached,
+`tests/bench/seeks.py`: one viewer, and nothing else. 30 seeks to places that no reader has reached,
 each a new connection with an open-ended range; the one before is cut at that moment, with its lookahead
-under way. Every tenth reads on to 9 MiB. Each contestant has an origin of its own, of the same kind; the
+under way. Every seventh reads on to 9 MiB. Each contestant has an origin of its own, of the same kind; the
 times are milliseconds from the request, and possible is what the origin's latency and link take for 9 MiB
-at least (of one connection, where each has its own rate). Every byte is compared. p99 of 60 is the slowest
-but one, and of the six to 9 MiB the slowest is shown.
+at least (of one connection, where each has its own rate). Every byte is compared. p99 of 30 is the
+slowest, and of the four to 9 MiB the slowest is shown.
 
 {origins}
 """)

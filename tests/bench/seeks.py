@@ -19,7 +19,7 @@ CONTESTANTS = [peers.ChunkCache, peers.NginxSlice, peers.Rclone]
 SEED = 7
 CHUNK = 2 << 20
 #: Seeks of each contestant at each origin, and how many of them go on to 9 MiB. They bound the time of the whole: some 20 s each.
-SEEKS, LONG = 60, 6
+SEEKS, LONG = 30, 4
 
 
 class Origin(peers.Server):
