@@ -103,10 +103,14 @@ const COUNTERS: [(&str, &str, Read); 8] = [
         let counters = &s.downloads.fetcher().counters;
         counters.origin_errors.load(Ordering::Relaxed)
     }),
-    ("peer_errors", "Failed fetches from other edges", |s| {
-        let counters = &s.downloads.fetcher().counters;
-        counters.peer_errors.load(Ordering::Relaxed)
-    }),
+    (
+        "peer_errors",
+        "Fetches and answers that other edges failed to give",
+        |s| {
+            let counters = &s.downloads.fetcher().counters;
+            counters.peer_errors.load(Ordering::Relaxed)
+        },
+    ),
     (
         "record_compared_bytes",
         "Bytes of an origin's answers compared with what is stored, in record mode",

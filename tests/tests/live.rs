@@ -167,11 +167,15 @@ fn what_a_keeper_receives_reaches_the_others_before_its_end() {
 }
 
 /// Requests whose answer an edge is sending.
-fn requests_active(edge: &Edge) -> Option<usize> {
+fn metric(edge: &Edge, name: &str) -> Option<usize> {
     let metrics = Call::get("/metrics").send(edge.admin).expect(200).text();
-    let name = "cache_edge_http_requests_active ";
-    let line = metrics.lines().find(|line| line.starts_with(name))?;
-    line[name.len()..].parse().ok()
+    let mut lines = metrics.lines().filter_map(|line| line.split_once(' '));
+    let (_, value) = lines.find(|(named, _)| *named == name)?;
+    value.parse().ok()
+}
+
+fn requests_active(edge: &Edge) -> Option<usize> {
+    metric(edge, "cache_edge_http_requests_active")
 }
 
 #[test]
@@ -202,6 +206,10 @@ fn when_the_keeper_dies_one_of_the_others_asks() {
     });
     let reloads = cluster.origin.hits("/reload.m3u8");
     assert_eq!(reloads.len(), 2, "once more for both: {reloads:?}");
+    for edge in &cluster.edges {
+        let failed = metric(edge, "cache_edge_peer_errors_total");
+        assert!(failed.is_some_and(|count| count > 0), "it is counted");
+    }
     let began = Instant::now();
     let before = cluster.origin.hits("/live.m3u8").len();
     for version in 1..4 {

@@ -4,7 +4,10 @@
 //! A request of another edge is answered from this edge's own answer, or from the origin's. It never
 //! waits for a third edge, so requests between edges cannot form a circle.
 
-use std::{pin::pin, sync::Arc};
+use std::{
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
+};
 
 use bytes::Bytes;
 use chunkcache_proto::{
@@ -138,6 +141,8 @@ impl EdgeObjects {
             }
             Err(error) => {
                 tracing::debug!(%error, keeper = keeper.edge, path = key.path, "no answer of a peer");
+                let counters = &self.parts().downloads.fetcher().counters;
+                counters.peer_errors.fetch_add(1, Ordering::Relaxed);
                 bindings.forget_keeper(key);
                 asking.fail();
                 Ok(None)
@@ -370,7 +375,6 @@ async fn ask(
 }
 
 fn body_of(response: Response, counters: Arc<Counters>) -> PassBody {
-    use std::sync::atomic::Ordering;
     let frames = futures_util::stream::try_unfold(
         (response, counters),
         |(mut response, counters)| async move {
