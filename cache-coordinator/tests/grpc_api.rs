@@ -103,13 +103,8 @@ async fn a_wait_ends_with_the_callers_deadline() {
     request
         .metadata_mut()
         .insert("grpc-timeout", "150m".parse().unwrap());
-    let status = coordinator
-        .cache()
-        .await
-        .wait_for_range(request)
-        .await
-        .unwrap_err();
-    assert_eq!(status.code(), Code::DeadlineExceeded);
+    let answer = coordinator.patient().wait_for_range(request).await;
+    assert_eq!(answer.unwrap_err().code(), Code::DeadlineExceeded);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,10 @@ use cache_coordinator::{app::App, config::ServeOptions};
 use chunkcache_proto::v1::{
     self, cache_service_client::CacheServiceClient, edge_service_client::EdgeServiceClient,
 };
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -72,6 +76,14 @@ impl Coordinator {
     pub async fn cache(&self) -> CacheServiceClient<Channel> {
         let channel = Channel::from_shared(self.url()).unwrap().connect().await;
         CacheServiceClient::new(channel.unwrap())
+    }
+
+    /// A client without a timer of its own: it sends its deadline and leaves it to the coordinator.
+    pub fn patient(&self) -> CacheServiceClient<Client<HttpConnector, tonic::body::Body>> {
+        let plain = Client::builder(TokioExecutor::new())
+            .http2_only(true)
+            .build_http();
+        CacheServiceClient::with_origin(plain, self.url().parse().unwrap())
     }
 
     pub async fn edge(&self) -> EdgeServiceClient<Channel> {

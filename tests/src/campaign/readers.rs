@@ -129,8 +129,9 @@ fn attempt(
     // Known for longer than anything is fresh, and not changed since.
     if current.is_some_and(|current| current != seed) && title.current() == current {
         shared.counters.outdated.fetch_add(1, Ordering::SeqCst);
+        let said = ["cache-status", "age"].map(|name| reply.header(name).unwrap_or("-"));
         shared.complain(format!(
-            "{} of {} at {}: seed {seed}, which is no more",
+            "{} {range:?} of {} at {}: seed {seed}, which is no more; {said:?}",
             title.path,
             time_of_day(),
             edge.address
