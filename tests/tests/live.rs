@@ -120,7 +120,7 @@ fn parts_and_reloads_that_wait_are_asked_for_once_by_all_edges() {
     });
     for (_, target) in &targets {
         let mut hits = cluster.origin.hits(target.strip_prefix("/media").unwrap());
-        // Of a known entry, an edge may fetch a late chunk by itself.
+        // An edge may fetch a late chunk of a known entry by itself.
         hits.retain(|hit| hit.header("if-match").is_none());
         assert_eq!(hits.len(), 1, "{target}: {hits:?}");
     }
@@ -187,7 +187,7 @@ fn when_the_keeper_dies_one_of_the_others_asks() {
     let target = cluster.put("/live.m3u8", playlist(0, "max-age=1"));
     let reload = playlist(9, "max-age=6").latency(BLOCKED);
     let reload = cluster.put("/reload.m3u8?_HLS_msn=9", reload);
-    // What is asked for first at an edge is kept there.
+    // An answer is kept at the edge that asks first.
     Call::get(&target).send(keeper.http).expect(200);
     await_version(&others, &target, 0);
     std::thread::scope(|scope| {

@@ -188,7 +188,7 @@ fn the_access_log_goes_to_the_collector() {
     let line: serde_json::Value = serde_json::from_str(&body).unwrap();
     assert_eq!(line["bytes"], 1000);
     assert_eq!(line["trace_id"], TRACE);
-    // Of the edge's own span, which the collector has as well.
+    // From the edge's own span, which the collector has as well.
     assert_eq!(hex(&lines[0].trace_id), TRACE);
     let spans = collector.spans();
     let span = |record: &LogRecord| {
@@ -272,7 +272,7 @@ fn metrics_and_logs_of_both_services_go_to_the_collector() {
     };
     let edge = names_at(Call::get("/metrics").send(cluster.edge().admin).text());
     let coordinator = names_at(cluster.coordinator.get("/metrics").text());
-    // What is left is sent at the end.
+    // The rest is sent at the end.
     assert_eq!(cluster.edge_mut().terminate().code(), Some(0));
     assert_eq!(cluster.coordinator.terminate().code(), Some(0));
     for (service, names) in [("cache-edge", edge), ("cache-coordinator", coordinator)] {

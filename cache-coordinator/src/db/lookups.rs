@@ -60,7 +60,7 @@ impl<B> Default for KeyLookups<B> {
 }
 
 impl<B: Clone> KeyLookups<B> {
-    /// What the key has, as `read` finds it: for all callers of the time.
+    /// The row of the key, as `read` finds it: for all callers of the time.
     async fn find<F>(&self, hash: Uuid, read: impl Fn(Vec<Uuid>) -> F) -> Found<B>
     where
         F: Future<Output = Read<B>>,

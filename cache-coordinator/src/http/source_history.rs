@@ -28,7 +28,7 @@ pub struct Amounts {
 }
 
 impl Amounts {
-    /// What was added since `before`. Fewer bytes than before: the edge started again, and all of
+    /// The bytes that were added since `before`. Fewer bytes than before: the edge started again, and all of
     /// them are new.
     fn since(self, before: Self) -> Self {
         if self.sent < before.sent || self.hit < before.hit || self.origin < before.origin {
@@ -189,7 +189,7 @@ mod tests {
     fn totals_become_amounts_of_their_time() {
         let mut history = SourceHistory::default();
         look(&mut history, 0, &[(1, &[("films", bytes(100, 50, 50))])]);
-        // What was there at the first look is of an unknown time.
+        // Bytes that were there at the first look are of an unknown time.
         assert_eq!(history.render()["sources"], json!([]));
         look(&mut history, 5, &[(1, &[("films", bytes(110, 58, 52))])]);
         // A second edge is new; the first started again.

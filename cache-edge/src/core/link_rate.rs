@@ -22,7 +22,7 @@ const MAX_STREAMS: usize = 16;
 #[derive(Clone, Debug, Default)]
 pub struct LinkRate {
     window: Option<Window>,
-    /// What an answer was given that had the link for itself.
+    /// The rate of an answer that had the link for itself.
     alone: Option<Estimate>,
     /// What several answers were given together.
     together: Option<Estimate>,
@@ -80,7 +80,7 @@ impl LinkRate {
         });
     }
 
-    /// What the link gives, if it is known.
+    /// The rate of the link, if it is known.
     #[must_use]
     pub fn bytes_per_second(&self, now: Instant) -> Option<u64> {
         let known = [self.alone, self.together].map(|it| known(it, now));

@@ -33,7 +33,7 @@ impl OriginLink {
         }
     }
 
-    /// What the link gives, if it is known.
+    /// The rate of the link, if it is known.
     #[must_use]
     pub fn bytes_per_second(&self) -> Option<u64> {
         self.0.rate.lock().bytes_per_second(Instant::now())

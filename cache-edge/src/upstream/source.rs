@@ -257,7 +257,7 @@ impl Source {
         origin.is_some_and(|origin| origin.link.is_for_one())
     }
 
-    /// What the link brings in the time that the origin takes to begin an answer, as far as both are
+    /// Bytes that the link brings in the time that the origin takes to begin an answer, if both are
     /// known.
     #[must_use]
     pub fn bytes_of_round_trip(&self) -> Option<u64> {

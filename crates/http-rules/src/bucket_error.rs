@@ -37,7 +37,7 @@ impl BucketError {
         self.code == "NoSuchBucket"
     }
 
-    /// What is wrong, in the bucket's own words.
+    /// The fault, in the bucket's own words.
     #[must_use]
     pub fn describe(&self, status: StatusCode) -> String {
         let mut text = match (self.code.as_str(), self.message.as_str()) {

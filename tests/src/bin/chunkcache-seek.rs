@@ -237,7 +237,7 @@ fn seek(edge: SocketAddr, target: &str, seed: u64, place: u64) -> f64 {
     time
 }
 
-/// One viewer at any server, who is watching when it seeks.
+/// One viewer at any server. It is watching when it seeks.
 struct Viewer {
     server: SocketAddr,
     target: String,

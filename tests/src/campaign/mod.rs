@@ -30,7 +30,7 @@ use crate::{CHUNK, MIB};
 pub use audit::Audit;
 pub use small_disk::SmallDisk;
 
-/// What is injected: its name on the command line, what the table calls it, and how often the
+/// A fault to inject: its name on the command line, what the table calls it, and how often the
 /// short and the full form do it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
@@ -189,7 +189,7 @@ const SKEWED: usize = 0;
 const EVICTING: usize = 1;
 const FILLED: usize = 2;
 const CORRUPTED: usize = 3;
-/// What an edge logs when it finds its own bytes wrong, or a peer's.
+/// Lines that an edge logs when it finds its own bytes wrong, or a peer's.
 const NOTICED: [&str; 2] = [
     "chunks were found corrupt",
     "a peer's bytes do not have the hash it sent",

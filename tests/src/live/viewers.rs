@@ -29,7 +29,7 @@ const STALL_LIMIT: Duration = Duration::from_secs(10);
 const CONNECTIONS_PER_ADDRESS: u64 = 200;
 const MAX_HEAD_LINES: usize = 64;
 const MAX_BODY: usize = 4 << 20;
-/// What is asked for in the first and in the last moments is not counted: caches begin cold, and
+/// Requests of the first and the last moments are not counted: caches begin cold, and
 /// some viewers stop earlier than others.
 const EDGES_MS: f64 = 2_000.0;
 

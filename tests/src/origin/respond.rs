@@ -13,7 +13,7 @@ const PIECE_BYTES: u64 = 64 << 10;
 /// A paced body is sent in this many pieces a second.
 const PACED_PIECES_PER_SECOND: u64 = 50;
 const LINK_PIECE_BYTES: u64 = 8 << 10;
-/// Of connections that share a link.
+/// For connections that share a link.
 const SEND_BUFFER_BYTES: usize = 16 << 10;
 /// How often a stalled or paced answer checks whether the origin stops.
 const STALL_POLL: Duration = Duration::from_millis(50);
@@ -224,7 +224,7 @@ fn send(
         false => piece,
     };
     if shared.has_link() {
-        // What is in the buffer has passed the link already.
+        // Bytes in the buffer have passed the link already.
         socket2::SockRef::from(stream).set_send_buffer_size(SEND_BUFFER_BYTES)?;
     }
     let mut buffer = vec![0; piece as usize];

@@ -141,7 +141,7 @@ impl Drop for Pending {
 }
 
 impl Record {
-    /// What the record keeps in memory, roughly.
+    /// Bytes that the record keeps in memory, roughly.
     pub(super) fn size(&self) -> usize {
         size_of::<Self>() + self.head_bytes
     }
@@ -156,7 +156,7 @@ impl Record {
         self.span.clone().or_else(client)
     }
 
-    /// What a collector can search by; names of OpenTelemetry's semantic conventions where they
+    /// Fields that a collector can search by; names of OpenTelemetry's semantic conventions where they
     /// have one.
     pub(super) fn attributes(&self) -> Vec<(&'static str, AnyValue)> {
         let target = self.target();

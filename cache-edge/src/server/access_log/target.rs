@@ -1,4 +1,4 @@
-//! What a batch of lines is given to, on the writer's thread.
+//! Where a batch of lines is written to, on the writer's thread.
 
 use std::{
     fs::{File, OpenOptions},
@@ -16,7 +16,7 @@ pub(super) struct Batch {
     /// All lines, each with its end.
     text: String,
     ends: Vec<usize>,
-    /// What the records keep in memory.
+    /// Bytes that the records keep in memory.
     size: usize,
 }
 
