@@ -209,6 +209,7 @@ impl Edge {
                 bytes_allowed: self.store.bytes_allowed(),
                 kept: Vec::new(),
                 last_purge: 0,
+                now_ms: 0,
             },
             credentials: Credentials {
                 ca: options.coordinator_ca.clone(),

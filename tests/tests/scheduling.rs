@@ -262,7 +262,7 @@ fn what_is_passed_through_is_within_the_rate_of_its_source() {
     let rate = 4 * MIB;
     let limit = format!("--max-rate={rate}");
     cluster.add_source_with("media", &[&limit]);
-    let size = 3 * MIB;
+    let size = 6 * MIB;
     let object = Object::generated(190, size).etag(None).last_modified(None);
     let target = cluster.put("/passed.mp4", object);
     let began = Instant::now();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use chunkcache_proto::v1::{ByteRange, EntryName, SourcePath, entry_name::Name};
-use service_kit::config::{parse_bytes, parse_duration};
+use service_kit::config::{parse_bytes, parse_duration, parse_time_of_day};
 use uuid::Uuid;
 
 use super::failure::CliError;
@@ -100,11 +100,7 @@ pub(super) struct WrittenWindow {
 /// `HH:MM-HH:MM`
 pub(super) fn parse_window(text: &str) -> Result<WrittenWindow, String> {
     let expected = "expected HH:MM-HH:MM, for example 01:00-06:00";
-    let is_time = |text: &str| {
-        let parts = text.split_once(':').filter(|_| text.len() == 5);
-        let below = |text: &str, limit: u8| text.parse::<u8>().is_ok_and(|it| it < limit);
-        parts.is_some_and(|(hour, minute)| below(hour, 24) && below(minute, 60))
-    };
+    let is_time = |text: &str| parse_time_of_day(text).is_ok();
     match text.trim().split_once('-') {
         Some((start, end)) if is_time(start) && is_time(end) => {
             if start == end {
@@ -173,6 +169,7 @@ mod tests {
             "24:00-01:00",
             "01:60-02:00",
             "01:00",
+            "+1:00-02:00",
             "01:00-01:00",
         ] {
             assert!(parse_window(bad).is_err(), "{bad}");

@@ -8,7 +8,7 @@ use chunkcache_proto::v1::{
 };
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde_json::Value;
-use service_kit::config::{human_bytes, human_duration, parse_bytes};
+use service_kit::config::{human_bytes, human_duration, parse_rate};
 use tonic::Code;
 
 use super::connection::Client;
@@ -98,7 +98,7 @@ pub(super) fn arguments() -> Vec<Arg> {
         Arg::new("max-rate")
             .long("max-rate")
             .value_name("BYTES/S")
-            .value_parser(parse_bytes)
+            .value_parser(parse_rate)
             .help(
                 "Limit of bytes per second, of all its edges together, over some ten seconds \
                  [default: none]",

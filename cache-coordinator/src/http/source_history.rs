@@ -28,8 +28,8 @@ pub struct Amounts {
 }
 
 impl Amounts {
-    /// The bytes that were added since `before`. Fewer bytes than before: the edge started again, and all of
-    /// them are new.
+    /// The bytes that were added since `before`. Fewer bytes than before: the edge started again,
+    /// and all of them are new.
     fn since(self, before: Self) -> Self {
         if self.sent < before.sent || self.hit < before.hit || self.origin < before.origin {
             return self;

@@ -24,20 +24,14 @@ impl Default for SourceChecks {
 /// Whether the source has buckets, and they have to be asked again after the change.
 #[must_use]
 pub fn is_due(source: &v1::Source, before: Option<&v1::Source>) -> bool {
-    let requests = |source: &v1::Source| {
-        let (first, others) = (&source.base_url, &source.further_base_urls);
-        let (s3, connection) = (&source.s3, &source.connection);
-        (
-            first.clone(),
-            others.clone(),
-            s3.clone(),
-            connection.clone(),
-        )
+    let is_asked_so = |before: &v1::Source| {
+        before.base_url == source.base_url
+            && before.further_base_urls == source.further_base_urls
+            && before.s3 == source.s3
+            && before.connection == source.connection
+            && before.headers == source.headers
     };
-    source.base_url.starts_with("s3://")
-        && before.is_none_or(|before| {
-            requests(before) != requests(source) || before.headers != source.headers
-        })
+    source.base_url.starts_with("s3://") && !before.is_some_and(is_asked_so)
 }
 
 /// Has an edge ask the source's buckets. Returns why it could not be asked; empty: nothing is wrong.

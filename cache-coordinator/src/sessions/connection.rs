@@ -94,6 +94,7 @@ async fn open(
     outbox: &Outbox,
 ) -> Result<(Arc<EdgeSession>, v1::Hello), ServiceError> {
     let hello = read_hello(inbound, protocol).await?;
+    let clock_ahead_ms = (hello.now_ms != 0).then(|| now_ms().saturating_sub(hello.now_ms));
     let store_id = check_hello(&hello).map_err(ServiceError::Invalid)?;
     caller.speaks_for(&hello.name, &hello.url)?;
     cluster.require_leader()?;
@@ -123,6 +124,7 @@ async fn open(
         invalidations_confirmed: watch::Sender::new(0),
         last_purge: hello.last_purge,
         purged_objects: AtomicU64::new(0),
+        clock_ahead_ms,
     });
     // Put Welcome into the outbox before the session into the registry, so that nothing precedes
     // it. No source change may happen in between, because it would be in neither.
@@ -242,7 +244,7 @@ async fn serve(
                 Some(Ok(v1::SessionRequest { message: Some(message) })) => message,
             },
         };
-        let message = on_own_clock(message);
+        let message = on_own_clock(message, live.clock_ahead_ms);
         match protocol.accept(&message) {
             Err(error) => {
                 tracing::warn!(edge = %live.name, %error, "the session is ended");
@@ -294,9 +296,9 @@ async fn expect_entry(cluster: &Cluster, message: &Request) -> Result<(), Servic
 }
 
 /// Converts an edge's times to this clock on arrival: messages may then wait for the database.
-fn on_own_clock(message: Request) -> Request {
+fn on_own_clock(message: Request, clock_ahead_ms: Option<i64>) -> Request {
     let receive = |freshness: Option<v1::Freshness>| {
-        freshness.map(|freshness| freshness::receive(freshness, now_ms()))
+        freshness.map(|it| freshness::receive(it, now_ms(), clock_ahead_ms))
     };
     match message {
         Request::EntryObserved(mut observed) => {

@@ -216,6 +216,8 @@ pub struct EdgeSession {
     pub last_purge: u64,
     /// Objects that purges found only there, since the last call of `take_purged`.
     pub purged_objects: AtomicU64,
+    /// By how much this clock was ahead of the edge's when the session began, at most.
+    pub clock_ahead_ms: Option<i64>,
 }
 
 impl EdgeSession {

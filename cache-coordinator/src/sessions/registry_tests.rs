@@ -17,6 +17,7 @@ pub fn live(edge: u32, epoch: u64) -> (Arc<EdgeSession>, OutboxStream) {
         invalidations_confirmed: watch::Sender::new(0),
         last_purge: 0,
         purged_objects: AtomicU64::new(0),
+        clock_ahead_ms: None,
     };
     (Arc::new(live), inbox)
 }

@@ -54,6 +54,7 @@ impl FakeEdge {
             bytes_allowed: 1 << 40,
             kept: Vec::new(),
             last_purge: 0,
+            now_ms: 0,
         };
         let first = v1::SessionRequest {
             message: Some(Request::Hello(hello)),

@@ -39,7 +39,7 @@ impl Directory for Link {
                 .await
                 .ok()?;
             match answer {
-                Ok(answer) => answer.into_inner().outcome.map(on_own_clock),
+                Ok(answer) => answer.into_inner().outcome.map(|it| self.on_own_clock(it)),
                 Err(status) => {
                     tracing::debug!(%status, "the coordinator did not resolve a key");
                     None
@@ -57,7 +57,11 @@ impl Directory for Link {
             let answer = tokio::time::timeout(patience, client.lookup_entry(request))
                 .await
                 .ok()?;
-            answer.ok()?.into_inner().binding.map(received)
+            answer
+                .ok()?
+                .into_inner()
+                .binding
+                .map(|it| self.received(it))
         })
     }
 
@@ -85,21 +89,26 @@ impl Directory for Link {
     }
 }
 
-/// Converts the coordinator's binding of a key to this edge's clock.
-#[must_use]
-pub fn received(binding: v1::KeyBinding) -> v1::KeyBinding {
-    v1::KeyBinding {
-        freshness: binding
-            .freshness
-            .map(|freshness| freshness::receive(freshness, now_ms())),
-        ..binding
+impl Link {
+    /// Converts the coordinator's binding of a key to this edge's clock.
+    #[must_use]
+    pub fn received(&self, binding: v1::KeyBinding) -> v1::KeyBinding {
+        let ahead_ms = Some(self.clock_ahead_ms());
+        let freshness = binding.freshness;
+        v1::KeyBinding {
+            freshness: freshness.map(|it| freshness::receive(it, now_ms(), ahead_ms)),
+            ..binding
+        }
     }
-}
 
-fn on_own_clock(outcome: v1::resolve_key_response::Outcome) -> v1::resolve_key_response::Outcome {
-    use v1::resolve_key_response::Outcome;
-    match outcome {
-        Outcome::Known(binding) => Outcome::Known(received(binding)),
-        other => other,
+    fn on_own_clock(
+        &self,
+        outcome: v1::resolve_key_response::Outcome,
+    ) -> v1::resolve_key_response::Outcome {
+        use v1::resolve_key_response::Outcome;
+        match outcome {
+            Outcome::Known(binding) => Outcome::Known(self.received(binding)),
+            other => other,
+        }
     }
 }

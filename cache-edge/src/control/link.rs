@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, HashSet, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     task::{Context, Waker},
     time::{Duration, Instant},
@@ -132,6 +132,8 @@ pub struct Link {
     /// Notified when there may be room for state again.
     room: Notify,
     draining: AtomicBool,
+    /// See [`Self::set_clock_ahead`]; the greatest number: not known.
+    clock_ahead_ms: AtomicI64,
 }
 
 impl Link {
@@ -159,6 +161,7 @@ impl Link {
             broken: Notify::new(),
             room: Notify::new(),
             draining: AtomicBool::new(false),
+            clock_ahead_ms: AtomicI64::new(i64::MAX),
         })
     }
 
@@ -271,6 +274,15 @@ impl Link {
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.state.lock().epoch
+    }
+
+    /// Records by how much this clock was ahead of the coordinator's when the session began.
+    pub fn set_clock_ahead(&self, ahead_ms: i64) {
+        self.clock_ahead_ms.store(ahead_ms, Ordering::Release);
+    }
+
+    pub(super) fn clock_ahead_ms(&self) -> i64 {
+        self.clock_ahead_ms.load(Ordering::Acquire)
     }
 
     pub fn set_draining(&self, draining: bool) {

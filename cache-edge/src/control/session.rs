@@ -19,7 +19,6 @@ use v1::{session_request, session_response::Message};
 
 use super::{
     channel::{self, Coordinators, Credentials},
-    directory::received,
     link::{Link, Removal},
     notes,
     outgoing::{self, Outgoing, Page},
@@ -153,6 +152,7 @@ impl Session {
             bytes_allowed: self.store.bytes_allowed(),
             kept: self.downloads.kept(),
             last_purge: notes::last_purge(&self.store),
+            now_ms: now_ms(),
             ..self.hello.clone()
         };
         let kept = hello.kept.clone();
@@ -305,12 +305,13 @@ impl Session {
         }
     }
 
-    /// Logs a clock difference. Nothing here depends on it, but other software on this machine may.
+    /// Records a clock difference. Above all, other software on this machine may depend on it.
     fn note_clock(&self, coordinator_ms: i64) {
         if coordinator_ms == 0 {
             return;
         }
         let ahead_ms = now_ms().saturating_sub(coordinator_ms);
+        self.link.set_clock_ahead(ahead_ms);
         self.downloads.fetcher().counters.set_clock_ahead(ahead_ms);
         if ahead_ms.abs() > MAX_CLOCK_SKEW_MS {
             tracing::warn!(
@@ -434,7 +435,7 @@ impl Session {
         let Some(v1::KeyBinding {
             entry: Some(entry),
             freshness: Some(freshness),
-        }) = binding.map(received)
+        }) = binding.map(|it| self.link.received(it))
         else {
             return;
         };

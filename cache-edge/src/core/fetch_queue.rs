@@ -154,16 +154,17 @@ impl FetchQueue {
     /// The latest deadline of waiting tasks that bring the reader's chunks before these. They were
     /// estimated when the reader was slower.
     fn deadline_before(&self, task: &Task) -> u64 {
+        if task.reader == 0 {
+            return 0;
+        }
         let is_before = |other: &&Task| {
             other.reader == task.reader
                 && other.entry == task.entry
                 && other.level == task.level
                 && other.first_chunk < task.first_chunk
         };
-        let waiting = self.waiting.iter().take_while(|_| task.reader != 0);
-        let before = waiting
-            .filter_map(|rank| self.get(rank.2))
-            .filter(is_before);
+        let waiting = self.waiting.iter().filter_map(|rank| self.get(rank.2));
+        let before = waiting.filter(is_before);
         before.map(|it| it.deadline_ms).max().unwrap_or(0)
     }
 

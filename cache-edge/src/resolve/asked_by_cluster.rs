@@ -8,6 +8,7 @@ use super::{
     permission::Access,
     ports::{FirstBytes, ObjectName, ObjectRequest, ServeError},
     probe::Finding,
+    unknown_key::Whom,
     whole_answer::AS_A_WHOLE,
 };
 use crate::clock::now_ms;
@@ -63,10 +64,7 @@ impl EdgeObjects {
         }
         match parts.bindings.get(&key) {
             Some(bound) => self.confirmed(&source, &key, &request, bound).await,
-            None => {
-                let passed_over = Some(String::new());
-                self.unknown(&source, &key, &request, passed_over).await
-            }
+            None => self.unknown(&source, &key, &request, Whom::Cluster).await,
         }
     }
 }

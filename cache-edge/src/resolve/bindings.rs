@@ -18,7 +18,7 @@ use prost::Message;
 
 use super::{
     short_memory::{KeyHasher, ShortMemory},
-    whole::WholeAnswers,
+    whole_store::WholeAnswers,
 };
 use crate::clock::now_ms;
 use chunk_store::Store;

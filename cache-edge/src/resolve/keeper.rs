@@ -29,8 +29,10 @@ use super::{
     peer_handler::BEAT,
     ports::{FirstBytes, ObjectName, ObjectRequest, PassBody, PassThrough, ReadError, ServeError},
     probe::Finding,
-    whole::{Claim, QuestionEnd, Whole, WholeDescription},
+    unknown_key::Whom,
+    whole::{Whole, WholeDescription},
     whole_answer::{AS_A_WHOLE, Answer, shares_whole, without_variant},
+    whole_store::{Claimed, Question},
 };
 use crate::clock::now_ms;
 use crate::upstream::{
@@ -60,7 +62,7 @@ impl EdgeObjects {
         request: &ObjectRequest,
     ) -> Result<Unbound, ServeError> {
         let bindings = &self.parts().bindings;
-        let mut passed_over = String::new();
+        let mut whom = Whom::Cluster;
         for _ in 0..MAX_TRIED {
             let keeper = match bindings.keeper(key, now_ms()) {
                 Some(keeper) => keeper,
@@ -71,8 +73,7 @@ impl EdgeObjects {
                         let room = source.quota.acquire(RequestClass::Background).await;
                         drop(room.map_err(|error| pass_through::serve_error(&error))?);
                     }
-                    let passed_over = Some(passed_over.clone());
-                    match self.unknown(source, key, request, passed_over).await? {
+                    match self.unknown(source, key, request, whom).await? {
                         Finding::Kept(keeper) => keeper,
                         found => return Ok(Unbound::Found(found)),
                     }
@@ -81,10 +82,10 @@ impl EdgeObjects {
             if let Some(answer) = self.ask_keeper(source, key, request, &keeper).await? {
                 return Ok(Unbound::Answered(answer));
             }
-            passed_over.clone_from(&keeper.edge);
+            whom = Whom::ClusterBut(keeper.edge.clone());
         }
         // The edges that were named have no answer.
-        match self.unknown(source, key, request, None).await? {
+        match self.unknown(source, key, request, Whom::Origin).await? {
             Finding::Kept(_) => Ok(Unbound::Found(Finding::Unstorable(AS_A_WHOLE))),
             found => Ok(Unbound::Found(found)),
         }
@@ -105,22 +106,13 @@ impl EdgeObjects {
         let bindings = &self.parts().bindings;
         let base = without_variant(key);
         let id = self.whole_id(source, &base, request);
-        let asking = loop {
-            match bindings.whole().claim(id, true, now_ms()) {
-                Claim::Present(whole) => {
-                    return Ok(self.answer_as_it_arrives(&whole, request, true).await);
-                }
-                Claim::Wait(question) => {
-                    match bindings.whole().end_of(question, id, now_ms).await {
-                        QuestionEnd::Kept(whole) => {
-                            return Ok(self.answer_as_it_arrives(&whole, request, true).await);
-                        }
-                        QuestionEnd::Failed => return Ok(None),
-                        QuestionEnd::Cancelled => {}
-                    }
-                }
-                Claim::Ask(asking) => break asking,
+        let claimed = bindings.whole().claim_or_wait(id, true, now_ms, |_| true);
+        let asking = match claimed.await {
+            None => return Ok(None),
+            Some(Claimed::Kept(whole)) => {
+                return Ok(self.answer_as_it_arrives(&whole, request, true).await);
             }
+            Some(Claimed::Ask(asking)) => asking,
         };
         let since = bindings.now();
         let answer = self.answer_of(source, &base, request, keeper).await;
@@ -179,7 +171,7 @@ impl EdgeObjects {
                 key: base,
                 status: status.ok_or_else(|| protocol("the peer names no status"))?,
                 headers: headers_of(&head.headers),
-                freshness: freshness::receive(head.freshness.unwrap_or_default(), now_ms()),
+                freshness: freshness::receive(head.freshness.unwrap_or_default(), now_ms(), None),
             };
             let counters = objects.parts().downloads.fetcher().counters.clone();
             Ok((described, body_of(response, counters)))
@@ -235,31 +227,22 @@ impl EdgeObjects {
         match parts.bindings.unstorable(&key, now_ms()) {
             Some(AS_A_WHOLE) => {}
             Some(_) => return None,
-            None => {
-                let passed_over = Some(String::new());
-                match self.unknown(&source, &key, &request, passed_over).await {
-                    Ok(Finding::Whole { whole, .. }) => return Some(whole),
-                    Ok(Finding::Unstorable(AS_A_WHOLE)) => {}
-                    _ => return None,
-                }
-            }
+            None => match self.unknown(&source, &key, &request, Whom::Cluster).await {
+                Ok(Finding::Whole { whole, .. }) => return Some(whole),
+                Ok(Finding::Unstorable(AS_A_WHOLE)) => {}
+                _ => return None,
+            },
         }
-        loop {
-            let whole = parts.bindings.whole();
-            match whole.claim(id, false, now_ms()) {
-                Claim::Present(whole) => return Some(whole),
-                Claim::Wait(question) if question.at_keeper => return None,
-                Claim::Wait(question) => match whole.end_of(question, id, now_ms).await {
-                    QuestionEnd::Kept(whole) => return Some(whole),
-                    QuestionEnd::Failed => return None,
-                    QuestionEnd::Cancelled => {}
-                },
-                Claim::Ask(asking) => {
-                    let asked = self.ask_as(asking, &source, &base, &request, AS_A_WHOLE);
-                    return match asked.await {
-                        Ok(Answer::Kept(whole)) => Some(whole),
-                        Ok(Answer::Passed(_)) | Err(_) => None,
-                    };
+        let whole = parts.bindings.whole();
+        // Not for a third edge.
+        let may_wait = |question: &Question| !question.at_keeper;
+        match whole.claim_or_wait(id, false, now_ms, may_wait).await? {
+            Claimed::Kept(whole) => Some(whole),
+            Claimed::Ask(asking) => {
+                let asked = self.ask_as(asking, &source, &base, &request, AS_A_WHOLE);
+                match asked.await {
+                    Ok(Answer::Kept(whole)) => Some(whole),
+                    Ok(Answer::Passed(_)) | Err(_) => None,
                 }
             }
         }

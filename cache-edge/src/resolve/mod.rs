@@ -27,6 +27,7 @@ mod title;
 mod unknown_key;
 mod whole;
 mod whole_answer;
+mod whole_store;
 
 pub use bindings::{Bindings, Bound};
 pub use directory::{Directory, NoDirectory};

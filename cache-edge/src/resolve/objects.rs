@@ -21,6 +21,7 @@ use super::{
     probe::Finding,
     revalidate,
     singleflight::{Outcome, Singleflight},
+    unknown_key::Whom,
     whole_answer::AS_A_WHOLE,
 };
 use crate::clock::now_ms;
@@ -411,14 +412,13 @@ impl EdgeObjects {
         })
     }
 
-    /// Resolves a key that is unknown here. `passed_over`: as in
-    /// [`ask_cluster_or_origin`](Self::ask_cluster_or_origin).
+    /// Resolves a key that is unknown here.
     pub(super) async fn unknown(
         &self,
         source: &Arc<Source>,
         key: &v1::Key,
         request: &ObjectRequest,
-        passed_over: Option<String>,
+        whom: Whom,
     ) -> Result<Finding, ServeError> {
         if request.only_if_cached {
             return Err(ServeError::OnlyIfCached);
@@ -427,7 +427,7 @@ impl EdgeObjects {
             (self.clone(), source.clone(), key.clone(), request.clone());
         let headers = pass_through::allowed_headers(source, &request.headers);
         let asked = self.ask_once(key, &headers, request.asker, move || async move {
-            this.ask_cluster_or_origin(&source_of, &key_of, &request_of, passed_over)
+            this.ask_cluster_or_origin(&source_of, &key_of, &request_of, whom)
                 .await
         });
         asked?.answer().await

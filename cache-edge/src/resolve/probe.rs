@@ -13,8 +13,9 @@ use super::{
     objects::EdgeObjects,
     pass_through, patience,
     ports::{FirstBytes, Freshness, ObjectRequest, ServeError},
-    whole::{MAX_OBJECT_BYTES, Whole},
+    whole::Whole,
     whole_answer::AS_A_WHOLE,
+    whole_store::MAX_OBJECT_BYTES,
 };
 use crate::clock::now_ms;
 use crate::core::lookahead::NEXT_OBJECT_CHUNKS;
@@ -314,8 +315,7 @@ fn adopt(
         let value = request.headers.get(name);
         value.and_then(|value| value.to_str().ok())
     };
-    let (status, headers) = (response.status, &response.headers);
-    let bound = match register(objects, source, key, value, since, status, headers)? {
+    let bound = match register(objects, source, key, value, since, &response)? {
         Ok(bound) => bound,
         // The whole is here already, and is not requested again.
         Err(AS_A_WHOLE) if is_complete(part, &response.headers) => {
@@ -380,14 +380,13 @@ pub(super) fn register<'a>(
     key: &v1::Key,
     value_of: impl Fn(&str) -> Option<&'a str>,
     since: InvalidationEpoch,
-    status: StatusCode,
-    headers: &HeaderMap,
+    response: &Response,
 ) -> Result<Result<Arc<Bound>, &'static str>, OriginError> {
     let parts = objects.parts();
-    let now = now_ms();
-    let described = answer::describe(status, headers, now);
+    let (now, headers) = (now_ms(), &response.headers);
+    let described = answer::describe(response.status, headers, now);
     let ahead_ms = parts.downloads.fetcher().counters.clock_ahead_ms();
-    let facts = answer::facts(headers, &described).on_clock_ahead(ahead_ms);
+    let mut facts = answer::facts(headers, &described).on_clock_ahead(ahead_ms);
     let refuse = |why| {
         parts.bindings.unbind(key);
         parts.bindings.set_unstorable(key, why, now);
@@ -439,6 +438,7 @@ pub(super) fn register<'a>(
         created_at_ms: now,
         pinned: false,
     };
+    facts.response_delay_ms = now - response.asked_ms;
     let mut fresh = freshness::freshness(&facts, &source.policy(&key.path), now);
     fresh.fields = fields::kept(headers);
     let take_in = || {

@@ -108,15 +108,7 @@ async fn ask(
                 variant: String::new(),
                 ..key.clone()
             };
-            match register(
-                objects,
-                source,
-                &key,
-                value,
-                since,
-                response.status,
-                &response.headers,
-            )? {
+            match register(objects, source, &key, value, since, &response)? {
                 Ok(new) => Ok(Finding::Object(new, answered(response.status))),
                 Err(why) => Ok(Finding::Unstorable(why)),
             }
@@ -162,7 +154,9 @@ fn refreshed(
     }
     debug_assert!(validator::is_strong(&bound.entry.etag) || !bound.entry.last_modified.is_empty());
     let path = bound.entry.key.as_ref().map_or("", |key| &key.path);
-    let mut fresh = freshness::freshness(&facts, &source.policy(path), now_ms());
+    let now = now_ms();
+    facts.response_delay_ms = now - response.asked_ms;
+    let mut fresh = freshness::freshness(&facts, &source.policy(path), now);
     fresh.fields = kept;
     let take_in = || {
         parts.announce.observed(&bound.entry, &fresh);

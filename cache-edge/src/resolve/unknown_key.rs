@@ -17,19 +17,28 @@ use crate::clock::now_ms;
 use crate::upstream::Source;
 use http_rules::freshness::{self, Verdict};
 
+/// Who is asked about a key.
+pub(super) enum Whom {
+    /// The cluster, and the origin if the cluster says so.
+    Cluster,
+    /// The same, after this edge was named and had no answer to give.
+    ClusterBut(String),
+    Origin,
+}
+
 impl EdgeObjects {
-    /// `passed_over`: the edge that was named before and had no answer to give; `None`: the cluster
-    /// is not asked.
     pub(super) async fn ask_cluster_or_origin(
         &self,
         source: &Arc<Source>,
         key: &v1::Key,
         request: &ObjectRequest,
-        passed_over: Option<String>,
+        whom: Whom,
     ) -> Result<Finding, ServeError> {
         use v1::resolve_key_response::Outcome;
-        let Some(passed_over) = passed_over else {
-            return self.ask_origin(source, key, request).await;
+        let passed_over = match whom {
+            Whom::Cluster => String::new(),
+            Whom::ClusterBut(edge) => edge,
+            Whom::Origin => return self.ask_origin(source, key, request).await,
         };
         let parts = self.parts();
         let since = parts.bindings.now();

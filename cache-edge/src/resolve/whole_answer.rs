@@ -18,7 +18,8 @@ use super::{
     pass_through,
     ports::{ObjectRequest, PassBody, PassThrough, ServeError},
     probe::Finding,
-    whole::{Asking, Claim, PumpFuture, QuestionEnd, Whole, WholeDescription, full},
+    whole::{PumpFuture, Whole, WholeDescription, full},
+    whole_store::{Asking, Claim, Claimed},
 };
 use crate::clock::now_ms;
 use crate::upstream::{Response, Source};
@@ -86,29 +87,21 @@ impl EdgeObjects {
             self.parts().bindings.whole(),
             self.whole_id(source, key, request),
         );
-        loop {
-            match whole.claim(id, false, now_ms()) {
-                Claim::Present(whole) => {
-                    return Ok(self.answer_as_it_arrives(&whole, request, true).await);
-                }
-                Claim::Wait(question) => match whole.end_of(question, id, now_ms).await {
-                    QuestionEnd::Kept(whole) => {
-                        return Ok(self.answer_as_it_arrives(&whole, request, true).await);
+        match whole.claim_or_wait(id, false, now_ms, |_| true).await {
+            None => Ok(None),
+            Some(Claimed::Kept(whole)) => {
+                Ok(self.answer_as_it_arrives(&whole, request, true).await)
+            }
+            Some(Claimed::Ask(asking)) => {
+                match self.ask_as(asking, source, key, request, why).await? {
+                    Answer::Kept(whole) => {
+                        Ok(self.answer_as_it_arrives(&whole, request, false).await)
                     }
-                    QuestionEnd::Failed => return Ok(None),
-                    QuestionEnd::Cancelled => {}
-                },
-                Claim::Ask(asking) => {
-                    return match self.ask_as(asking, source, key, request, why).await? {
-                        Answer::Kept(whole) => {
-                            Ok(self.answer_as_it_arrives(&whole, request, false).await)
-                        }
-                        Answer::Passed(passed) => {
-                            let headers = &request.headers;
-                            let is_plain = !SELECTING.iter().any(|it| headers.contains_key(it));
-                            Ok(is_plain.then_some(passed))
-                        }
-                    };
+                    Answer::Passed(passed) => {
+                        let headers = &request.headers;
+                        let is_plain = !SELECTING.iter().any(|it| headers.contains_key(it));
+                        Ok(is_plain.then_some(passed))
+                    }
                 }
             }
         }

@@ -106,10 +106,10 @@ pub(super) async fn handle<O: Objects>(
     if request.method == Method::HEAD {
         *response.body_mut() = EdgeBody::empty();
     }
-    if !span.is_none()
+    if server.settings.access_log.is_some()
+        && !span.is_none()
         && let Some(ids) = telemetry::span_context(&span)
     {
-        // For the access log.
         response.extensions_mut().insert(ids);
     }
     response

@@ -32,6 +32,7 @@ use super::{
     source::OriginSet,
     transport::{Dialing, Proxy, Transport},
 };
+use crate::clock::now_ms;
 
 /// Redirects followed for one request.
 const MAX_REDIRECTS: usize = 5;
@@ -364,6 +365,7 @@ impl Client {
             )
         };
         telemetry::inject(&span, request.headers_mut());
+        let asked_ms = now_ms();
         let asked = transport.request(request).instrument(span);
         let (response, used) = tokio::time::timeout(first_byte, asked)
             .await
@@ -373,6 +375,7 @@ impl Client {
         Ok(Response {
             status: head.status,
             headers: head.headers,
+            asked_ms,
             body,
             blocks: None,
             origin: 0,

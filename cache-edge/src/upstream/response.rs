@@ -28,6 +28,8 @@ use super::{
 pub struct Response {
     pub status: StatusCode,
     pub headers: HeaderMap,
+    /// When it was requested: it may be as old.
+    pub asked_ms: i64,
     pub(super) body: Incoming,
     /// For a peer's answer: decodes the body's blocks.
     pub(super) blocks: Option<Box<BlockDecoder>>,

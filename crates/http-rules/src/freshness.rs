@@ -143,6 +143,8 @@ pub struct AnswerFacts {
     pub encoded: bool,
     /// The request carried the client's `Authorization`.
     pub with_authorization: bool,
+    /// From the request to now: how much older the answer may be than it says (RFC 9111, 4.2.3).
+    pub response_delay_ms: i64,
 }
 
 /// Why an answer is not stored now although it may be stored in a second.
@@ -199,9 +201,10 @@ pub fn freshness(facts: &AnswerFacts, policy: &v1::FreshnessPolicy, now_ms: i64)
         Lifetime::Origin(seconds) => (seconds as i64 - age).max(0),
         Lifetime::Policy(seconds) => i64::from(seconds),
     };
+    let asked_ms = now_ms.saturating_sub(facts.response_delay_ms.max(0));
     v1::Freshness {
-        validated_at_ms: now_ms,
-        fresh_until_ms: now_ms.saturating_add(left * 1000),
+        validated_at_ms: asked_ms,
+        fresh_until_ms: asked_ms.saturating_add(left * 1000),
         initial_age_seconds: age as u32,
         cache_control: facts.cache_control.clone(),
         vary: facts.vary.clone(),
@@ -359,10 +362,14 @@ pub fn stamp(mut freshness: v1::Freshness, now_ms: i64) -> v1::Freshness {
 
 /// Converts the times of another machine's freshness to this machine's clock. A freshness without a
 /// stamp is left as it is.
+///
+/// `ahead_ms`: how far this clock is ahead of the other one at most, as far as it is known. Without
+/// it, a message that is late would prolong the freshness by the time it took.
 #[must_use]
-pub fn receive(mut freshness: v1::Freshness, now_ms: i64) -> v1::Freshness {
+pub fn receive(mut freshness: v1::Freshness, now_ms: i64, ahead_ms: Option<i64>) -> v1::Freshness {
     if freshness.sent_at_ms != 0 {
-        let ahead = now_ms.saturating_sub(freshness.sent_at_ms);
+        let seen = now_ms.saturating_sub(freshness.sent_at_ms);
+        let ahead = ahead_ms.map_or(seen, |known| known.min(seen));
         for time in [
             &mut freshness.validated_at_ms,
             &mut freshness.fresh_until_ms,

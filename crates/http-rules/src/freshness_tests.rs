@@ -203,16 +203,47 @@ fn a_clock_that_is_wrong_harms_nobody() {
     let sent = stamp(here.clone(), 1_010_000);
     // The receiver's clock is an hour behind.
     let behind = 1_010_000 - 60 * minute;
-    let there = receive(sent.clone(), behind);
+    let there = receive(sent.clone(), behind, None);
     assert_eq!(behind - there.validated_at_ms, 10_000, "as old as it was");
     assert_eq!(there.fresh_until_ms - behind, 50_000, "as fresh as it was");
     assert_eq!(there.sent_at_ms, 0);
-    assert_eq!(receive(here.clone(), behind), here, "no stamp");
+    assert_eq!(receive(here.clone(), behind, None), here, "no stamp");
     let future = v1::Freshness {
         validated_at_ms: 1_020_000,
         ..sent
     };
-    assert_eq!(receive(future, behind).validated_at_ms, behind);
+    assert_eq!(receive(future, behind, None).validated_at_ms, behind);
+}
+
+#[test]
+fn a_late_message_makes_nothing_fresher() {
+    let sent = stamp(
+        v1::Freshness {
+            validated_at_ms: 1_000,
+            fresh_until_ms: 3_000,
+            ..v1::Freshness::default()
+        },
+        2_000,
+    );
+    // The clocks are the same, and the message took two seconds.
+    let there = receive(sent.clone(), 4_000, Some(5));
+    assert_eq!(
+        (there.validated_at_ms, there.fresh_until_ms),
+        (1_005, 3_005)
+    );
+    // The receiver's clock was set back since the difference was seen.
+    assert_eq!(receive(sent, 1_500, Some(5)).fresh_until_ms, 2_500);
+}
+
+#[test]
+fn an_answer_may_be_as_old_as_its_request() {
+    let facts = AnswerFacts {
+        response_delay_ms: 1_500,
+        ..facts("max-age=2")
+    };
+    let fresh = freshness(&facts, &v1::FreshnessPolicy::default(), NOW);
+    assert_eq!(fresh.fresh_until_ms, NOW + 500);
+    assert_eq!(age_seconds(&fresh, NOW + 500), 2);
 }
 
 #[test]

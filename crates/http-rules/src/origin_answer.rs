@@ -302,6 +302,7 @@ pub fn facts(headers: &HeaderMap, described: &ObjectMetadata) -> AnswerFacts {
         size: described.size,
         encoded: is_encoded(headers),
         with_authorization: false,
+        response_delay_ms: 0,
     }
 }
 

@@ -262,9 +262,9 @@ fn change_object(plan: &Plan, cluster: &Cluster, shared: &Shared, random: &mut S
     title
         .seed
         .store(seed(plan, number, version), Ordering::SeqCst);
-    // Requests that begin before and after both see a change: the edge may notice it a second later,
-    // and one more, because HTTP counts an answer's age in whole seconds.
-    std::thread::sleep(Duration::from_millis(2_100));
+    // Requests that begin before and after both see a change: the edge may notice it up to a second
+    // later.
+    std::thread::sleep(Duration::from_millis(1_100));
     title.version.fetch_add(SETTLED, Ordering::SeqCst);
     1
 }

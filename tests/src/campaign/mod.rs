@@ -480,7 +480,14 @@ fn object(plan: &Plan, number: usize, version: u64, size: u64) -> Object {
 impl Report {
     /// `Ok` if nothing went wrong.
     pub fn verdict(&self) -> Result<(), String> {
+        let corrupted = [CORRUPTED_CHUNK, RUNNING_CORRUPTION].map(|fault| fault.words);
+        let mut corruptions = self.injected.iter().filter(|it| corrupted.contains(&it.0));
+        let is_unnoticed = corruptions.any(|it| it.1 > 0) && self.noticed == 0;
         let zero = [
+            (
+                "corruptions of which none was noticed",
+                u64::from(is_unnoticed),
+            ),
             ("wrong bytes", self.wrong_bytes),
             ("wrong ends", self.wrong_ends),
             ("answers older than their freshness", self.outdated),

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use chunkcache_proto::v1;
 use jiff::{Timestamp, civil::Time, tz::TimeZone};
+use service_kit::config::parse_time_of_day;
 
 use super::super::error::ServiceError;
 use crate::db::{JobTiming, JobWindow};
@@ -30,10 +31,8 @@ pub fn read(request: &v1::PrecacheRequest) -> Result<JobTiming, ServiceError> {
         });
     };
     let minute = |field: &str, text: &str| {
-        parse_minute(text).ok_or_else(|| {
-            let description = format!("{text:?} is no time of day: expected HH:MM");
-            ServiceError::invalid(field, description)
-        })
+        parse_time_of_day(text)
+            .map_err(|expected| ServiceError::invalid(field, format!("{expected}, not {text:?}")))
     };
     let window = JobWindow {
         start: minute("window.start", &window.start)?,
@@ -54,17 +53,6 @@ pub fn read(request: &v1::PrecacheRequest) -> Result<JobTiming, ServiceError> {
         window: Some(window),
         max_rate,
     })
-}
-
-/// `HH:MM` as minutes of the day.
-fn parse_minute(text: &str) -> Option<u16> {
-    let (hour, minute) = text.split_once(':')?;
-    let number = |text: &str, limit: u16| {
-        let is_written = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
-        let number = text.parse::<u16>().ok().filter(|_| is_written);
-        number.filter(|number| *number < limit)
-    };
-    Some(number(hour, 24)? * 60 + number(minute, 60)?)
 }
 
 fn zone(name: &str) -> Option<TimeZone> {

@@ -156,8 +156,8 @@ impl Record {
         self.span.clone().or_else(client)
     }
 
-    /// Fields that a collector can search by; names of OpenTelemetry's semantic conventions where they
-    /// have one.
+    /// Fields that a collector can search by; names of OpenTelemetry's semantic conventions where
+    /// they have one.
     pub(super) fn attributes(&self) -> Vec<(&'static str, AnyValue)> {
         let target = self.target();
         let (path, query) = match target.split_once('?') {

@@ -97,6 +97,19 @@ pub fn parse_rate(text: &str) -> Result<u64, String> {
         .map_err(|_| "expected bytes per second: 10MiB, 10MiB/s, 1000000".to_owned())
 }
 
+/// A time of day, `HH:MM`, as minutes.
+pub fn parse_time_of_day(text: &str) -> Result<u16, String> {
+    let number = |text: &str, limit: u16| {
+        let is_written = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
+        let number = text.parse::<u16>().ok().filter(|_| is_written);
+        number.filter(|number| *number < limit)
+    };
+    let parts = text.split_once(':');
+    let minutes = parts.and_then(|(hour, minute)| Some((number(hour, 24)?, number(minute, 60)?)));
+    let (hour, minute) = minutes.ok_or("expected a time of day, HH:MM")?;
+    Ok(hour * 60 + minute)
+}
+
 /// `30s`, `250ms`, `1m30s`, `0`. A bare number has no unit and is refused.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let expected = "expected a duration such as 250ms, 30s or 1m30s";

@@ -1,5 +1,10 @@
 #![allow(clippy::unwrap_used)]
 
+use bytes::Bytes;
+use http::StatusCode;
+use tokio::sync::mpsc;
+
+use super::super::{pass_through::ChannelBody, ports::ReadError};
 use super::*;
 
 fn described(path: &str, fresh_until_ms: i64) -> WholeDescription {
@@ -90,17 +95,25 @@ async fn one_asks_and_the_others_wait() {
         };
         assert!(!question.at_keeper);
         let answers = answers.clone();
-        tokio::spawn(async move { answers.end_of(question, 1, || 0).await })
+        tokio::spawn(async move { answers.claim_or_wait(1, true, || 0, |_| true).await })
     };
+    let not_for_it = answers.claim_or_wait(1, true, || 0, |question| question.at_keeper);
+    assert!(not_for_it.await.is_none());
     let waiting = wait();
+    tokio::task::yield_now().await;
+    // Cancelled: the next one asks.
     drop(asking);
-    assert!(matches!(waiting.await.unwrap(), QuestionEnd::Cancelled));
-    let Claim::Ask(asking) = answers.claim(1, false, 0) else {
+    let Some(Claimed::Ask(asking)) = waiting.await.unwrap() else {
         panic!("it is over");
     };
-    let waiting = wait();
+    assert!(matches!(answers.claim(1, false, 0), Claim::Wait(question) if question.at_keeper));
+    let waiting = tokio::spawn({
+        let answers = answers.clone();
+        async move { answers.claim_or_wait(1, false, || 0, |_| true).await }
+    });
+    tokio::task::yield_now().await;
     asking.fail();
-    assert!(matches!(waiting.await.unwrap(), QuestionEnd::Failed));
+    assert!(waiting.await.unwrap().is_none());
     assert!(matches!(answers.claim(1, false, 0), Claim::Ask(_)));
     assert!(answers.state.lock().slots.is_empty());
 }
@@ -117,7 +130,7 @@ async fn what_is_too_large_is_handed_through_and_not_kept() {
     say(&feed, b"").await;
     assert_eq!(reader.await.unwrap().unwrap().len(), 20 << 20);
     assert!(whole.stream(spawn).is_none(), "nobody joins it");
-    assert!(whole.progress.lock().bytes <= WINDOW_BYTES);
+    assert!(whole.buffered() <= super::super::whole::WINDOW_BYTES);
     assert!(matches!(answers.claim(1, false, 0), Claim::Ask(_)));
     assert_eq!(answers.state.lock().bytes, 0);
 }
