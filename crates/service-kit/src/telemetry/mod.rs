@@ -137,20 +137,21 @@ pub fn init(
     } else {
         logs.with_ansi(std::io::stderr().is_terminal()).boxed()
     };
-    let bridge = match &exported {
-        Some(provider) => {
-            let bridge = OpenTelemetryTracingBridge::new(provider);
-            Some(bridge.with_filter(log_filter(options)?))
-        }
-        None => None,
-    };
     let traces = tracing_opentelemetry::layer().with_tracer(provider.tracer(service));
     // The filter applies to logs only: traces must not depend on the log level.
-    tracing_subscriber::registry()
+    let subscriber = tracing_subscriber::registry()
         .with(traces.with_filter(LevelFilter::INFO))
-        .with(logs.with_filter(log_filter(options)?))
-        .with(bridge)
-        .try_init()?;
+        .with(logs.with_filter(log_filter(options)?));
+    match &exported {
+        Some(provider) => {
+            let bridge = OpenTelemetryTracingBridge::new(provider);
+            let bridge = bridge.with_filter(log_filter(options)?);
+            subscriber.with(bridge).try_init()?;
+        }
+        // Not a layer that may be missing: all spans and events of libraries would pass through it,
+        // at every level, and cost a request tens of microseconds.
+        None => subscriber.try_init()?,
+    }
     let exports = options.endpoint_if_sent(Signal::Traces).is_some();
     EXPORTS.store(exports, Ordering::Relaxed);
     Ok(Telemetry {
@@ -166,6 +167,8 @@ fn log_filter<S: 'static>(
     let others = filter_fn(|metadata| {
         *metadata.level() <= tracing::Level::INFO || !is_wordy(metadata.target())
     });
+    // Without a level of its own it would count as one that wants everything.
+    let others = others.with_max_level_hint(LevelFilter::TRACE);
     Ok(FilterExt::<S>::and(filter, others))
 }
 
