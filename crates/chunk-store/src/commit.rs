@@ -5,9 +5,13 @@
 //! second sync would seem to succeed. All chunks of that file that were not durable are withdrawn.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     io,
-    sync::{Arc, atomic::Ordering},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -239,56 +243,88 @@ fn dispose_of(
     }
 }
 
-/// Syncs each file, some in parallel; keeps the groups whose sync succeeded.
+/// Syncs each file and the names of new ones; keeps the groups whose syncs succeeded.
 fn sync_files(shared: &Shared, groups: Vec<FileGroup>) -> Vec<FileGroup> {
-    let mut synced = Vec::with_capacity(groups.len());
-    let mut groups = groups.into_iter().peekable();
-    while groups.peek().is_some() {
-        let batch: Vec<_> = groups.by_ref().take(PARALLEL_SYNCS).collect();
-        let results: Vec<io::Result<()>> = if let [only] = &batch[..] {
-            vec![sync_file(shared, &only.entry)]
-        } else {
-            std::thread::scope(|scope| {
-                let threads: Vec<_> = batch
-                    .iter()
-                    .map(|group| scope.spawn(|| sync_file(shared, &group.entry)))
-                    .collect();
-                let panicked = |_| Err(io::Error::other("the sync panicked"));
-                threads
-                    .into_iter()
-                    .map(|thread| thread.join().unwrap_or_else(panicked))
-                    .collect()
-            })
-        };
-        for (group, result) in batch.into_iter().zip(results) {
-            match result {
-                Ok(()) => synced.push(group),
-                Err(error) => {
-                    shared.health.degrade("syncing a data file", &error);
-                    group.entry.table().spoil_unfinished();
-                    // Includes chunks that have finished since and are in no group yet: their pages
-                    // may be lost too.
-                    let unsure = |state: ChunkState| state.is_present() && !state.is_durable();
-                    let chunks = group.entry.table().select(unsure).collect();
-                    withdraw_all(shared, &group.entry, chunks);
-                }
+    let data = in_parallel(&groups, |group| sync_file(&group.entry));
+    // A directory is synced once for all new files of the group: beside ten thousand small objects
+    // a second, its sync would cost more than theirs.
+    let is_new = |group: &&FileGroup| !group.entry.linked.load(Ordering::Acquire);
+    let new = groups.iter().filter(is_new);
+    let parents: BTreeSet<PathBuf> = new.flat_map(|group| group.entry.parents()).collect();
+    let parents: Vec<PathBuf> = parents.into_iter().collect();
+    let synced = in_parallel(&parents, |parent| shared.disk.sync_dir(parent));
+    let names: BTreeMap<PathBuf, io::Result<()>> = parents.into_iter().zip(synced).collect();
+    let mut kept = Vec::with_capacity(groups.len());
+    for (group, data) in groups.into_iter().zip(data) {
+        match data.and_then(|()| link(&group.entry, &names)) {
+            Ok(()) => kept.push(group),
+            Err(error) => {
+                shared.health.degrade("syncing a data file", &error);
+                group.entry.table().spoil_unfinished();
+                // Includes chunks that have finished since and are in no group yet: their pages may
+                // be lost too.
+                let unsure = |state: ChunkState| state.is_present() && !state.is_durable();
+                let chunks = group.entry.table().select(unsure).collect();
+                withdraw_all(shared, &group.entry, chunks);
             }
         }
     }
-    synced
+    kept
 }
 
-fn sync_file(shared: &Shared, entry: &EntryFile) -> io::Result<()> {
+/// Calls `work` for each item, on a few threads if there are several. Results are in the order of
+/// the items.
+fn in_parallel<T: Sync>(
+    items: &[T],
+    work: impl Fn(&T) -> io::Result<()> + Sync,
+) -> Vec<io::Result<()>> {
+    let next = AtomicUsize::new(0);
+    let run = || {
+        let mut done = Vec::new();
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(item) = items.get(at) else {
+                return done;
+            };
+            done.push((at, work(item)));
+        }
+    };
+    let panicked = |_: &T| Err(io::Error::other("the sync panicked"));
+    let mut results: Vec<io::Result<()>> = items.iter().map(panicked).collect();
+    let done: Vec<(usize, io::Result<()>)> = std::thread::scope(|scope| {
+        let others = 1..items.len().min(PARALLEL_SYNCS);
+        let others: Vec<_> = others.map(|_| scope.spawn(run)).collect();
+        let mut done = run();
+        done.extend(others.into_iter().filter_map(|it| it.join().ok()).flatten());
+        done
+    });
+    for (at, result) in done {
+        results[at] = result;
+    }
+    results
+}
+
+fn sync_file(entry: &EntryFile) -> io::Result<()> {
     let file = entry.open_file(Open::CreateOrExisting)?;
     // Before the sync, so that a write during the sync sets it again.
     file.unsynced.store(false, Ordering::Release);
-    file.file.sync_data()?;
-    if !entry.linked.load(Ordering::Acquire) {
-        for parent in entry.parents() {
-            shared.disk.sync_dir(&parent)?;
-        }
-        entry.linked.store(true, Ordering::Release);
+    file.file.sync_data()
+}
+
+/// Records that the file's name is durable, if the directories that it needs were synced.
+fn link(entry: &EntryFile, synced: &BTreeMap<PathBuf, io::Result<()>>) -> io::Result<()> {
+    if entry.linked.load(Ordering::Acquire) {
+        return Ok(());
     }
+    for parent in entry.parents() {
+        match synced.get(&parent) {
+            Some(Ok(())) => {}
+            Some(Err(error)) => return Err(io::Error::new(error.kind(), error.to_string())),
+            // The file was removed meanwhile, and so were the group's chunks in it.
+            None => return Ok(()),
+        }
+    }
+    entry.linked.store(true, Ordering::Release);
     Ok(())
 }
 
