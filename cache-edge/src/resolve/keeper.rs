@@ -252,7 +252,6 @@ impl EdgeObjects {
 /// Sends an answer to another edge: its head, then its body as it arrives, in blocks. While bytes
 /// are awaited, sends empty blocks: the other edge gives up a peer that is silent for a second.
 pub(super) async fn send(
-    objects: EdgeObjects,
     found: impl Future<Output = Option<Arc<Whole>>>,
     sender: mpsc::Sender<Result<Bytes, ReadError>>,
 ) {
@@ -266,7 +265,7 @@ pub(super) async fn send(
     };
     let stream = whole.as_ref().and_then(|whole| {
         let head = head_of(&whole.described)?;
-        Some((head, whole.stream(|pump| objects.spawn_pump(pump))?))
+        Some((head, whole.stream()?))
     });
     let Some((head, mut body)) = stream else {
         let none = ReadError::Origin("there is no answer to give".into());

@@ -156,7 +156,7 @@ impl Peers {
             }
         };
         let (sender, receiver) = mpsc::channel(FRAMES);
-        let sending = keeper::send(self.objects.clone(), found, sender);
+        let sending = keeper::send(found, sender);
         let workers = self.objects.parts().downloads.workers();
         workers.spawn(sending.instrument(Span::current()));
         let body = Box::pin(ChannelBody::new(receiver));

@@ -13,24 +13,20 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use chunkcache_proto::v1;
 use http::{HeaderMap, StatusCode};
-use http_body_util::{BodyExt as _, Full};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use parking_lot::Mutex;
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::Notify,
     time::timeout,
 };
 
-use super::{
-    pass_through::ChannelBody,
-    ports::{PassBody, ReadError},
-};
+use super::ports::{PassBody, ReadError};
 
 /// Bytes that may be buffered for the readers of an answer that is not stored.
 pub(super) const WINDOW_BYTES: usize = 256 << 10;
 /// How long a reader of an answer that is not stored may block the others.
 const SLOWEST_FOR: Duration = Duration::from_secs(10);
-/// Pieces on their way to one reader.
-const FRAMES: usize = 4;
 
 /// The head of an answer.
 pub struct WholeDescription {
@@ -177,7 +173,7 @@ impl Whole {
     }
 
     /// The pieces that have arrived, and the rest as it comes; `None`: nobody can join any longer.
-    pub fn stream(self: &Arc<Self>, spawn: impl FnOnce(PumpFuture)) -> Option<PassBody> {
+    pub fn stream(self: &Arc<Self>) -> Option<PassBody> {
         let mut progress = self.progress.lock();
         if progress.is_left || matches!(progress.end, Some(Err(_))) {
             return None;
@@ -194,25 +190,13 @@ impl Whole {
             whole: Arc::clone(self),
             number,
         };
-        let (sender, receiver) = mpsc::channel(FRAMES);
-        spawn(Box::pin(async move {
-            loop {
-                let next = tokio::select! {
-                    biased;
-                    () = sender.closed() => return,
-                    next = reader.next() => next,
-                };
-                // The end is sent explicitly, because an abort must not look like one.
-                let item = next
-                    .map(Option::unwrap_or_default)
-                    .map_err(ReadError::Origin);
-                let is_last = item.as_ref().map_or(true, Bytes::is_empty);
-                if sender.send(item).await.is_err() || is_last {
-                    return;
-                }
-            }
-        }));
-        Some(Box::pin(ChannelBody::new(receiver)))
+        // A part of a live ladder has a thousand readers at a time: each takes the pieces on its
+        // own connection's worker, without a task between.
+        let frames = futures_util::stream::try_unfold(reader, |reader| async move {
+            let piece = reader.next().await.map_err(ReadError::Origin)?;
+            Ok(piece.map(|piece| (Frame::data(piece), reader)))
+        });
+        Some(Box::pin(StreamBody::new(frames)))
     }
 
     pub(super) fn push(&self, piece: Bytes) -> usize {

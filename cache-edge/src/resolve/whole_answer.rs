@@ -277,7 +277,7 @@ impl EdgeObjects {
             if request.head_only {
                 return Some(answer(described.status, headers, empty()));
             }
-            let stream = whole.stream(|pump| self.spawn_pump(pump))?;
+            let stream = whole.stream()?;
             return Some(answer(described.status, headers, stream));
         };
         let size = body.len() as u64;

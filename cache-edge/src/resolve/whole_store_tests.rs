@@ -51,14 +51,14 @@ async fn say(feed: &Feed, piece: &'static [u8]) {
 async fn who_comes_while_it_arrives_gets_all_of_it() {
     let answers = WholeAnswers::default();
     let (whole, feed) = keep(&answers, 1, "a");
-    let first = tokio::spawn(read(whole.stream(spawn).unwrap()));
+    let first = tokio::spawn(read(whole.stream().unwrap()));
     say(&feed, b"one").await;
     say(&feed, b"two").await;
     tokio::task::yield_now().await;
     let Claim::Present(joined) = answers.claim(1, false, 0) else {
         panic!("it is there");
     };
-    let second = tokio::spawn(read(joined.stream(spawn).unwrap()));
+    let second = tokio::spawn(read(joined.stream().unwrap()));
     say(&feed, b"").await;
     assert_eq!(first.await.unwrap().unwrap(), b"onetwo");
     assert_eq!(second.await.unwrap().unwrap(), b"onetwo");
@@ -73,7 +73,7 @@ async fn who_comes_while_it_arrives_gets_all_of_it() {
 async fn what_breaks_off_is_cut_and_not_kept() {
     let answers = WholeAnswers::default();
     let (whole, feed) = keep(&answers, 1, "a");
-    let reader = tokio::spawn(read(whole.stream(spawn).unwrap()));
+    let reader = tokio::spawn(read(whole.stream().unwrap()));
     say(&feed, b"one").await;
     feed.send(Err(ReadError::Origin("broke".into())))
         .await
@@ -122,14 +122,14 @@ async fn one_asks_and_the_others_wait() {
 async fn what_is_too_large_is_handed_through_and_not_kept() {
     let answers = WholeAnswers::default();
     let (whole, feed) = keep(&answers, 1, "a");
-    let reader = tokio::spawn(read(whole.stream(spawn).unwrap()));
+    let reader = tokio::spawn(read(whole.stream().unwrap()));
     let piece = Bytes::from(vec![7; 1 << 20]);
     for _ in 0..20 {
         feed.send(Ok(piece.clone())).await.unwrap();
     }
     say(&feed, b"").await;
     assert_eq!(reader.await.unwrap().unwrap().len(), 20 << 20);
-    assert!(whole.stream(spawn).is_none(), "nobody joins it");
+    assert!(whole.stream().is_none(), "nobody joins it");
     assert!(whole.buffered() <= super::super::whole::WINDOW_BYTES);
     assert!(matches!(answers.claim(1, false, 0), Claim::Ask(_)));
     assert_eq!(answers.state.lock().bytes, 0);
