@@ -60,6 +60,36 @@ fn what_a_player_names_is_there_before_it_asks() {
 }
 
 #[test]
+fn what_is_fetched_for_a_viewer_s_next_request_is_explained_with_its_time() {
+    let cluster = Cluster::start();
+    let first = put_segment(&cluster, "/v/1.m4s", 1);
+    put_segment(&cluster, "/v/2.m4s", 2);
+    let slow = |it: &mut Object| *it = it.clone().paced(20 * KIB);
+    cluster.origin.change("/v/2.m4s", slow);
+    let said = "bl=20000,nor=\"2.m4s\",sid=\"one\"";
+    play(&cluster, &first, 1, said);
+    let reason = eventually("the next segment is explained", SOON, || {
+        let arguments = [
+            "explain",
+            "media/v/2.m4s",
+            "--chunk",
+            "0",
+            "--output",
+            "json",
+        ];
+        // It fails as long as the entry is not registered.
+        let told = cluster.coordinator.cli(&arguments).stdout;
+        let told: serde_json::Value = serde_json::from_slice(&told).ok()?;
+        let reason = told["decisions"].as_array()?.first()?["reason"].as_str()?;
+        let rest = reason.strip_prefix("next segment of viewer ")?;
+        Some(rest.to_owned())
+    });
+    let (_, due) = reason.split_once(", due in ").unwrap();
+    let seconds: f64 = due.strip_suffix(" s").unwrap().parse().unwrap();
+    assert!((1.0..=20.0).contains(&seconds), "{reason}");
+}
+
+#[test]
 fn nothing_outside_of_the_source_is_asked_for_whatever_a_player_names() {
     let cluster = Cluster::start();
     cluster.add_source("other");

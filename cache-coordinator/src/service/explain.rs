@@ -68,13 +68,7 @@ fn describe(plan: &Plan, decision: &Decision, now: u64) -> v1::ChunkDecision {
             .map(|e| e.name.clone())
             .unwrap_or_default()
     };
-    let mut reason = translate::reason(decision.reason);
-    if decision.viewer > 0 {
-        reason = format!("{reason}, viewer {:x}", decision.viewer);
-    }
-    if let Some(ms) = decision.player_buffer_ms {
-        reason = format!("{reason}; player's buffer {:.1} s", f64::from(ms) / 1_000.0);
-    }
+    let mut reason = reason(decision, now);
     if let Some(blocked_by) = decision.blocked_by {
         reason = format!("{reason}; {blocked_by}");
     }
@@ -93,6 +87,27 @@ fn describe(plan: &Plan, decision: &Decision, now: u64) -> v1::ChunkDecision {
         readers: decision.readers,
         deadline_ms: i64::try_from(deadline_ms).unwrap_or(i64::MAX),
     }
+}
+
+/// Why the chunk is wanted, and by whom.
+fn reason(decision: &Decision, now: u64) -> String {
+    let seconds = |ms: u64| format!("{:.1} s", ms as f64 / 1_000.0);
+    if let Some(due) = decision.due {
+        let viewer = match decision.viewer {
+            0 => "a viewer".to_owned(),
+            viewer => format!("viewer {viewer:x}"),
+        };
+        let due = seconds(due.saturating_sub(now));
+        return format!("next segment of {viewer}, due in {due}");
+    }
+    let mut reason = translate::reason(decision.reason);
+    if decision.viewer > 0 {
+        reason = format!("{reason}, viewer {:x}", decision.viewer);
+    }
+    if let Some(ms) = decision.player_buffer_ms {
+        reason = format!("{reason}; player's buffer {}", seconds(ms.into()));
+    }
+    reason
 }
 
 fn summary(present_on: &[String], decisions: &[v1::ChunkDecision]) -> String {

@@ -47,6 +47,7 @@ pub fn demand(directory: &Directory, edge: EdgeId, reader: &v1::ReaderDemand) ->
         earned_bytes: reader.earned_bytes,
         player_buffer_ms: reader.player_buffer_ms,
         viewer: reader.viewer,
+        is_expected: reader.expected,
         paused: reader.paused,
         hints,
     }))

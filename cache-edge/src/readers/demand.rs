@@ -45,6 +45,8 @@ pub struct ReaderState {
     pub end: u64,
     /// Its viewer, if its player names a session.
     viewer: Option<Viewer>,
+    /// Its viewer has not requested the object yet.
+    is_expected: bool,
     position: AtomicU64,
     /// Its position when its viewer sought on another connection.
     left_at: AtomicU64,
@@ -182,7 +184,7 @@ impl DemandRegistry {
         range: ByteRange,
         player: PlayerReport,
     ) -> Arc<ReaderState> {
-        let state = self.reader(file, range, player);
+        let state = self.reader(file, range, player, false);
         let mut inner = self.inner.lock();
         if let Some(viewer) = player.viewer {
             let mut consumption = state.consumption.lock();
@@ -203,7 +205,7 @@ impl DemandRegistry {
         range: ByteRange,
         player: PlayerReport,
     ) -> Arc<ReaderState> {
-        let state = self.reader(file, range, player);
+        let state = self.reader(file, range, player, true);
         self.add(self.inner.lock(), &state);
         state
     }
@@ -213,12 +215,14 @@ impl DemandRegistry {
         file: &Arc<EntryFile>,
         range: ByteRange,
         player: PlayerReport,
+        is_expected: bool,
     ) -> Arc<ReaderState> {
         Arc::new(ReaderState {
             id: self.next_id.fetch_add(1, Ordering::Relaxed),
             file: file.clone(),
             end: range.end,
             viewer: player.viewer,
+            is_expected,
             position: AtomicU64::new(range.start),
             left_at: AtomicU64::new(NOT_LEFT),
             waiting: AtomicBool::new(false),
@@ -548,6 +552,7 @@ impl DemandRegistry {
             lookahead_bytes: u64::from(self.lookahead_chunks) * u64::from(geometry.chunk_size()),
             paused: view.paused,
             viewer: reader.viewer.map_or(0, |viewer| viewer.session),
+            expected: reader.is_expected,
             hints: reader.hints().into_iter().map(Into::into).collect(),
         }
     }

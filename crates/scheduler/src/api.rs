@@ -254,6 +254,8 @@ pub struct Demand {
     /// Identifies the readers of one player's session on its edge; 0: the reader is a viewer
     /// itself.
     pub viewer: u64,
+    /// The viewer has not requested the object yet: it will when its player's buffer is used up.
+    pub is_expected: bool,
     /// The reader keeps its position but wants no fetch.
     pub paused: bool,
     /// Chunks wanted at HIGH beside the lookahead.

@@ -98,6 +98,8 @@ pub struct Claim {
     pub player_buffer_ms: Option<u32>,
     /// Whose it is; 0: its owner names none.
     pub viewer: u64,
+    /// Its owner is a viewer's next request, see [`Demand`](super::api::Demand).
+    pub is_expected: bool,
     /// When the claim was made, or when its owner began to wait.
     pub since: Millis,
     /// Chunks granted so far, for fair shares.
@@ -107,6 +109,12 @@ pub struct Claim {
 }
 
 impl Claim {
+    /// When its owner, a viewer's next request, will be made.
+    pub fn due(&self) -> Option<Millis> {
+        let buffer = Millis::from(self.player_buffer_ms.unwrap_or(0));
+        self.is_expected.then(|| self.since.saturating_add(buffer))
+    }
+
     /// Whether the claim wants any of these.
     pub fn wants(&self, chunks: &Range<ChunkIndex>) -> bool {
         let start = chunks.start.max(self.span.start);

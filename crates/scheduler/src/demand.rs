@@ -45,6 +45,7 @@ impl Scheduler {
                 rate_bytes_per_second: rate,
                 player_buffer_ms: demand.player_buffer_ms,
                 viewer: demand.viewer,
+                is_expected: demand.is_expected,
                 since,
                 served,
                 queued: None,

@@ -57,6 +57,8 @@ pub struct Decision {
     pub player_buffer_ms: Option<u32>,
     /// The viewer of the reader in `reason`; 0: its player named no session.
     pub viewer: u64,
+    /// When the viewer will request the object, if the reader in `reason` is its next request.
+    pub due: Option<Millis>,
     /// Why it waits, in words.
     pub blocked_by: Option<&'static str>,
 }
@@ -122,6 +124,7 @@ impl Scheduler {
             flying.min_by_key(|flight| (flight.cancelling, flight.level, flight.id))
         {
             let reason = self.reason_of(edge, flight);
+            let claim = self.claim_of(reason);
             return Some(Decision {
                 edge,
                 level: flight.level,
@@ -134,8 +137,9 @@ impl Scheduler {
                 reason,
                 readers,
                 deadline: timed(flight.deadline),
-                player_buffer_ms: self.claim_of(reason).and_then(|it| it.player_buffer_ms),
-                viewer: self.claim_of(reason).map_or(0, |it| it.viewer),
+                player_buffer_ms: claim.and_then(|it| it.player_buffer_ms),
+                viewer: claim.map_or(0, |it| it.viewer),
+                due: claim.and_then(Claim::due),
                 blocked_by: flight
                     .cancelling
                     .then_some("being cancelled; its chunk under way is finished"),
@@ -177,6 +181,7 @@ impl Scheduler {
             };
         let yields = owner.is_background() && !self.fill_may_run(claim.source);
         let blocked_by = blocked_by.or(yields.then_some("something more urgent needs the origin"));
+        let of_reader = self.claim_of(owner.reason());
         Some(Decision {
             edge,
             level: claim.level,
@@ -189,10 +194,9 @@ impl Scheduler {
             reason: owner.reason(),
             readers,
             deadline: claim.queued.and_then(|key| timed(key.deadline)),
-            player_buffer_ms: self
-                .claim_of(owner.reason())
-                .and_then(|it| it.player_buffer_ms),
-            viewer: self.claim_of(owner.reason()).map_or(0, |it| it.viewer),
+            player_buffer_ms: of_reader.and_then(|it| it.player_buffer_ms),
+            viewer: of_reader.map_or(0, |it| it.viewer),
+            due: of_reader.and_then(Claim::due),
             blocked_by,
         })
     }

@@ -119,6 +119,7 @@ fn demand(edge: u32, number: u64, position: u64, waiting: bool) -> Demand {
         earned_bytes: 0,
         player_buffer_ms: None,
         viewer: 0,
+        is_expected: false,
         paused: false,
         hints: Vec::new(),
     }

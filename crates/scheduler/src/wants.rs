@@ -58,6 +58,7 @@ impl Scheduler {
             rate_bytes_per_second: 0,
             player_buffer_ms: None,
             viewer: 0,
+            is_expected: false,
             since: self.now,
             served: 0,
             queued: None,

@@ -88,6 +88,7 @@ impl World {
                     earned_bytes: 0,
                     player_buffer_ms: None,
                     viewer: 0,
+                    is_expected: false,
                     paused: false,
                     hints: if self.dice.per_mille(100) {
                         vec![hint..hint + 1]

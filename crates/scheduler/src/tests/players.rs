@@ -40,6 +40,20 @@ fn shares(viewers: &[Demand], turns: usize) -> Vec<u32> {
 }
 
 #[test]
+fn an_expected_request_is_due_when_the_buffer_is_used_up() {
+    let mut bench = Bench::new(1, 1);
+    let expected = Demand {
+        is_expected: true,
+        ..viewer(1, Some(3_200))
+    };
+    let now = bench.now;
+    bench.apply(Event::DemandSet(expected));
+    bench.apply(Event::DemandSet(viewer(2, Some(3_200))));
+    let due = |chunk| bench.scheduler.explain(MOVIE, chunk, bench.now)[0].due;
+    assert_eq!((due(20), due(40)), (Some(now + 3_200), None));
+}
+
+#[test]
 fn who_has_a_full_buffer_comes_after_who_has_an_empty_one() {
     let mut bench = Bench::new(1, 1);
     // The only slot is in use while both come.

@@ -143,6 +143,7 @@ impl Cluster {
             earned_bytes: 0,
             player_buffer_ms: None,
             viewer: 0,
+            is_expected: false,
             paused: false,
             hints: Vec::new(),
         }))
