@@ -1,5 +1,5 @@
 //! System calls that no safe crate offers in the form needed here.
-#![allow(unsafe_code)] // getsockopt(TCP_INFO); slices of addresses that are reserved with mmap
+#![allow(unsafe_code)] // getsockopt(TCP_INFO), setsockopt(SO_LINGER); slices of addresses that are reserved with mmap
 
 use std::{
     mem::size_of,
@@ -51,6 +51,25 @@ pub fn transport(socket: RawFd) -> Option<Transport> {
         )
     };
     (result == 0).then(|| read(&info))
+}
+
+/// Sets whether a close of the socket, by this process or with its end, resets the connection and
+/// drops what was not sent. Best effort.
+pub fn reset_on_close(socket: RawFd, on: bool) {
+    let linger = libc::linger {
+        l_onoff: libc::c_int::from(on),
+        l_linger: 0,
+    };
+    // SAFETY: the pointer and length describe `linger`, which the kernel reads.
+    unsafe {
+        libc::setsockopt(
+            socket,
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            (&raw const linger).cast(),
+            size_of::<libc::linger>() as libc::socklen_t,
+        );
+    }
 }
 
 /// Fields that an older kernel does not write are zero.

@@ -412,6 +412,7 @@ impl Fetcher {
         }
         let mut asked = answer::variant_headers(&key.variant);
         asked.extend(answer::range_headers(range, Some(entry)));
+        let mut is_conditional = true;
         tracing::debug!(start = range.start, end = range.end, "asking the origin");
         let mut skip = OriginSet::default();
         loop {
@@ -440,6 +441,15 @@ impl Fetcher {
                 if source.may_have_it(&skip, self.retry_budget) {
                     continue;
                 }
+            }
+            if let (Err(OriginError::Changed), true) = (&part, is_conditional) {
+                // Perhaps it is not: some servers refuse a condition that is met, and of several
+                // behind one name each may have tags of its own. Without a condition, the answer
+                // itself tells its version.
+                asked = answer::variant_headers(&key.variant);
+                asked.extend(answer::range_headers(range, None));
+                (is_conditional, skip) = (false, OriginSet::default());
+                continue;
             }
             if let Err(error) = &part {
                 source.heed(error, now_ms());

@@ -266,6 +266,14 @@ impl Bindings {
         known.unwrap_or_default()
     }
 
+    /// Records the header names that an answer for the key varies on.
+    pub fn set_vary(&self, key: &v1::Key, names: &[String]) {
+        if !names.is_empty() {
+            self.vary
+                .insert(&key.source, &base_id(key), names.into(), i64::MAX, 0);
+        }
+    }
+
     pub(super) fn whole(&self) -> &WholeAnswers {
         &self.whole
     }
@@ -311,11 +319,7 @@ impl Bindings {
         let (entry, freshness) = (binding.entry?, binding.freshness.unwrap_or_default());
         let key = entry.key.clone()?;
         let id = key_id(&key);
-        if !freshness.vary.is_empty() {
-            let vary = freshness.vary.as_slice().into();
-            self.vary
-                .insert(&key.source, &base_id(&key), vary, i64::MAX, 0);
-        }
+        self.set_vary(&key, &freshness.vary);
         self.negative.remove(&key.source, &id);
         self.unstorable.remove(&key.source, &id);
         self.keepers.remove(&key.source, &id);

@@ -1,6 +1,7 @@
 //! Finds the object of a request: from the binding, the coordinator or the origin, in this order.
 
 use std::{
+    fmt::Write as _,
     sync::{Arc, atomic::AtomicU32},
     time::Duration,
 };
@@ -283,14 +284,9 @@ impl EdgeObjects {
         if vary.is_empty() {
             return (key, false);
         }
-        let value = |name: &str| {
-            request
-                .headers
-                .get(name)
-                .and_then(|value| value.to_str().ok())
-        };
+        let forwarded = &source.config.forward_headers;
         let key = v1::Key {
-            variant: freshness::variant(&vary, &source.config.forward_headers, value),
+            variant: freshness::variant(&vary, forwarded, &request.headers),
             ..key
         };
         (key, true)
@@ -475,9 +471,9 @@ pub(super) fn question_id(key: &v1::Key, selecting: &HeaderMap) -> String {
     // `CDN-Loop` records a request's path through other caches and selects nothing.
     for (name, value) in selecting.iter().filter(|(name, _)| *name != CDN_LOOP) {
         id.push('\0');
-        id.push_str(name.as_str());
-        id.push('=');
-        id.push_str(&String::from_utf8_lossy(value.as_bytes()));
+        // Escaped, because bytes that are no text are different headers, too.
+        let value = value.as_bytes().escape_ascii();
+        let _ = write!(id, "{name}={value}");
     }
     id
 }

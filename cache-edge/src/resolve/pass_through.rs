@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use http_body::Frame;
 use tokio::{sync::mpsc, time::Instant};
 use tracing::{Instrument as _, Span};
@@ -23,7 +23,7 @@ use super::{
 use crate::clock::now_ms;
 use crate::upstream::{OriginError, RequestClass, Response, Source, answer, loops::CDN_LOOP};
 use chunk_store::EntryFile;
-use http_rules::conditional::SELECTING;
+use http_rules::{conditional::SELECTING, freshness};
 
 const FRAMES: usize = 8;
 /// How long an origin that refuses temporarily is retried while the client's request is held.
@@ -60,8 +60,12 @@ pub fn allowed_headers(source: &Source, client: &HeaderMap) -> HeaderMap {
             continue;
         }
         let credential = matches!(name, header::AUTHORIZATION | header::COOKIE);
-        if !credential || source.config.forward_credentials {
-            copy(client, &mut headers, &name);
+        // As one line, as requests for chunks have it: all requests for a variant are the same.
+        if !credential
+            && client.contains_key(&name)
+            && let Ok(line) = HeaderValue::from_bytes(&freshness::one_line(client, &name))
+        {
+            headers.insert(name, line);
         }
     }
     if source.config.forward_credentials {

@@ -199,13 +199,14 @@ async fn attempt(
                 return Err(error.clone());
             }
             let headers = &response.headers;
-            let found = refused(objects, source, key, since, status, headers)?;
+            let asked = &request.headers;
+            let found = refused(objects, source, key, asked, since, status, headers)?;
             Ok(ProbeStep::Found(found))
         }
         // An answer, but not an object in chunks; the answer to a range says nothing about it.
-        StatusCode::NON_AUTHORITATIVE_INFORMATION
-        | StatusCode::NO_CONTENT
-        | StatusCode::MULTIPLE_CHOICES => Ok(ProbeStep::Found(Finding::Unstorable(AS_A_WHOLE))),
+        status if status.is_success() || status == StatusCode::MULTIPLE_CHOICES => {
+            Ok(ProbeStep::Found(Finding::Unstorable(AS_A_WHOLE)))
+        }
         status => Err(answer::status_error(status, &response.headers, now_ms()).into()),
     }
 }
@@ -224,6 +225,7 @@ pub(super) fn refused(
     objects: &EdgeObjects,
     source: &Source,
     key: &v1::Key,
+    request: &HeaderMap,
     since: InvalidationEpoch,
     status: StatusCode,
     headers: &HeaderMap,
@@ -243,12 +245,22 @@ pub(super) fn refused(
     if is_end || is_explicit.is_some() {
         let lifetime_ms = freshness::negative_lifetime_ms(&facts, &source.policy(&key.path), now);
         let until_ms = now.saturating_add(lifetime_ms);
+        // It answers requests with these headers, and no others (RFC 9111, 4.1).
+        let mut refused = key.clone();
+        let variant = freshness::variant(&facts.vary, &source.config.forward_headers, request);
+        if !variant.is_empty() {
+            refused.variant = variant;
+        }
         let remember = || {
             if is_end {
-                parts.bindings.unbind(key);
+                parts.bindings.unbind(&refused);
+                // Other edges ask for their own clients' headers.
+                let is_for_all = refused == *key;
+                let until_ms = if is_for_all { until_ms } else { now };
                 parts.announce.negative(key, status, until_ms);
             }
-            parts.bindings.set_negative(key, status, until_ms, now);
+            parts.bindings.set_vary(key, &facts.vary);
+            parts.bindings.set_negative(&refused, status, until_ms, now);
         };
         parts
             .bindings
@@ -311,11 +323,7 @@ fn adopt(
         collapsed: false,
         status: response.status.as_u16(),
     };
-    let value = |name: &str| {
-        let value = request.headers.get(name);
-        value.and_then(|value| value.to_str().ok())
-    };
-    let bound = match register(objects, source, key, value, since, &response)? {
+    let bound = match register(objects, source, key, &request.headers, since, &response)? {
         Ok(bound) => bound,
         // The whole is here already, and is not requested again.
         Err(AS_A_WHOLE) if is_complete(part, &response.headers) => {
@@ -374,11 +382,11 @@ fn is_complete(part: Part, headers: &HeaderMap) -> bool {
 
 /// Creates the entry that an answer describes and binds the key to it, or returns why it cannot be
 /// stored.
-pub(super) fn register<'a>(
+pub(super) fn register(
     objects: &EdgeObjects,
     source: &Source,
     key: &v1::Key,
-    value_of: impl Fn(&str) -> Option<&'a str>,
+    request: &HeaderMap,
     since: InvalidationEpoch,
     response: &Response,
 ) -> Result<Result<Arc<Bound>, &'static str>, OriginError> {
@@ -411,7 +419,7 @@ pub(super) fn register<'a>(
     if Geometry::new(size, chunk_size).is_err() {
         return refuse("too-large");
     }
-    let variant = freshness::variant(&facts.vary, &source.config.forward_headers, value_of);
+    let variant = freshness::variant(&facts.vary, &source.config.forward_headers, request);
     let id = EntryIdentity {
         source: source.name(),
         base_url: source.base_url(),

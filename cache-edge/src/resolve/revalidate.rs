@@ -63,7 +63,7 @@ async fn ask(
     }
     let unconditional = headers.clone();
     let (name, value) = answer::unchanged_condition(&bound.entry);
-    if let Ok(value) = HeaderValue::from_str(value) {
+    if let Ok(value) = HeaderValue::from_bytes(value.as_bytes()) {
         headers.insert(name, value);
     }
     let (catalogue, client) = (&objects.parts().catalogue, &objects.parts().client);
@@ -73,6 +73,7 @@ async fn ask(
         Revalidation::Confirmed if answer::names_another(&response.headers, &bound.entry) => {
             Some(unconditional)
         }
+        Revalidation::Unmet => Some(unconditional),
         // The object is empty by now, or the origin rejects the range.
         Revalidation::Unsatisfied => Some(forwarded.clone()),
         _ => None,
@@ -103,12 +104,11 @@ async fn ask(
             if let Some(file) = objects.parts().store.entry(&bound.id) {
                 objects.parts().incoming.of(&file).set_changed();
             }
-            let value = |name: &str| forwarded.get(name).and_then(|value| value.to_str().ok());
             let key = v1::Key {
                 variant: String::new(),
                 ..key.clone()
             };
-            match register(objects, source, &key, value, since, &response)? {
+            match register(objects, source, &key, forwarded, since, &response)? {
                 Ok(new) => Ok(Finding::Object(new, answered(response.status))),
                 Err(why) => Ok(Finding::Unstorable(why)),
             }
@@ -119,9 +119,9 @@ async fn ask(
                 return Err(error.clone());
             }
             let (status, headers) = (response.status, &response.headers);
-            refused(objects, source, key, since, status, headers)
+            refused(objects, source, key, forwarded, since, status, headers)
         }
-        Revalidation::Unsatisfied | Revalidation::Failed => {
+        Revalidation::Unsatisfied | Revalidation::Unmet | Revalidation::Failed => {
             Err(answer::status_error(response.status, &response.headers, now_ms()).into())
         }
     }
@@ -153,10 +153,16 @@ fn refreshed(
         facts.vary.clone_from(&bound.freshness.vary);
     }
     debug_assert!(validator::is_strong(&bound.entry.etag) || !bound.entry.last_modified.is_empty());
-    let path = bound.entry.key.as_ref().map_or("", |key| &key.path);
+    let key = bound.entry.key.clone().unwrap_or_default();
     let now = now_ms();
+    if let Err(why) = freshness::stays(&facts) {
+        // It is for others no longer, as it was before.
+        parts.bindings.unbind(&key);
+        parts.bindings.set_unstorable(&key, why, now);
+        return Ok(Finding::Unstorable(why));
+    }
     facts.response_delay_ms = now - response.asked_ms;
-    let mut fresh = freshness::freshness(&facts, &source.policy(path), now);
+    let mut fresh = freshness::freshness(&facts, &source.policy(&key.path), now);
     fresh.fields = kept;
     let take_in = || {
         parts.announce.observed(&bound.entry, &fresh);
@@ -165,7 +171,6 @@ fn refreshed(
         }
         parts.bindings.bind(bound.entry.clone(), fresh)
     };
-    let key = bound.entry.key.clone().unwrap_or_default();
     let renewed = parts.bindings.unless_invalidated(since, &key, take_in);
     let renewed = renewed.ok_or(OriginError::Overtaken)?;
     let renewed = renewed.unwrap_or_else(|| bound.clone());

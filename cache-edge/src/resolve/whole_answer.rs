@@ -252,7 +252,8 @@ impl EdgeObjects {
         if is_ok {
             headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
         }
-        let text = |name: HeaderName| described.headers.get(name)?.to_str().ok();
+        let text =
+            |name: HeaderName| std::str::from_utf8(described.headers.get(name)?.as_bytes()).ok();
         let validators = Validators {
             etag: text(header::ETAG),
             last_modified: text(header::LAST_MODIFIED),

@@ -21,6 +21,8 @@ pub struct Activity {
     requests_active: AtomicU32,
     /// Another edge uses it to read chunks.
     of_a_peer: AtomicBool,
+    /// The end of the connection is the end of a body.
+    open_ended: AtomicBool,
 }
 
 impl Activity {
@@ -32,6 +34,7 @@ impl Activity {
             requests_begun: AtomicU64::new(0),
             requests_active: AtomicU32::new(0),
             of_a_peer: AtomicBool::new(false),
+            open_ended: AtomicBool::new(false),
         })
     }
 
@@ -50,6 +53,16 @@ impl Activity {
     #[must_use]
     pub fn is_of_a_peer(&self) -> bool {
         self.of_a_peer.load(Ordering::Relaxed)
+    }
+
+    /// Records that a body ends with the connection.
+    pub fn note_open_ended(&self) {
+        self.open_ended.store(true, Ordering::Relaxed);
+    }
+
+    #[must_use]
+    pub fn is_open_ended(&self) -> bool {
+        self.open_ended.load(Ordering::Relaxed)
     }
 
     /// Records that a request has arrived completely.

@@ -50,7 +50,7 @@ impl ResponseFields {
         // List the headers that selected this entry. Other headers that the origin varies on are
         // the same in all requests from this edge.
         let key = entry.key.as_ref();
-        let vary: Vec<String> = key
+        let vary: Vec<&str> = key
             .into_iter()
             .flat_map(|key| freshness::variant_headers(&key.variant))
             .map(|(name, _)| name)
@@ -103,7 +103,7 @@ impl ResponseFields {
 
 /// A stored field value, if the origin sent it and it is still valid.
 fn value(text: &str) -> Option<HeaderValue> {
-    non_empty(text).and_then(|text| HeaderValue::from_str(text).ok())
+    non_empty(text).and_then(|text| HeaderValue::from_bytes(text.as_bytes()).ok())
 }
 
 /// Inserts a text made by this edge.

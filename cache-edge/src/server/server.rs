@@ -10,7 +10,8 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, header, request::Parts};
+use http_body::Body as _;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -371,7 +372,7 @@ impl<O: Objects> Server<O> {
         let _admission = admission;
         let address = SocketAddr::new(peer, address.port());
         let activity = Activity::new();
-        let socket = self.settings.cmsd.then(|| stream.as_raw_fd());
+        let socket = stream.as_raw_fd();
         let Some(tls) = &self.settings.tls else {
             let slices = Arc::new(FileSlices::default());
             let io = SendfileIo::new(
@@ -420,7 +421,7 @@ impl<O: Objects> Server<O> {
         streams: u32,
         address: SocketAddr,
         activity: Arc<Activity>,
-        socket: Option<RawFd>,
+        socket: RawFd,
         shutdown: CancellationToken,
     ) where
         I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
@@ -435,7 +436,7 @@ impl<O: Objects> Server<O> {
             let activity = Arc::clone(&activity);
             let slices = slices.clone();
             // Here, and not in the future: the connection is polled, so the socket is open.
-            let transport = socket.and_then(system_calls::transport);
+            let transport = self.settings.cmsd.then(|| system_calls::transport(socket));
             async move {
                 // The body is dropped unread: hyper reads the little that is already there, or
                 // closes.
@@ -454,7 +455,7 @@ impl<O: Objects> Server<O> {
                 let client = Client {
                     address: client,
                     delivery,
-                    transport,
+                    transport: transport.flatten(),
                 };
                 let requests = &server.requests;
                 let place = is_stream.then(|| server.share_of(requests, client.address));
@@ -468,6 +469,11 @@ impl<O: Objects> Server<O> {
                     let is_tls = server.settings.tls.is_some();
                     line.answered(&response, is_tls);
                     response.body_mut().log(line);
+                }
+                if ends_with_its_connection(&parts, &response) {
+                    // As long as the connection is polled, the socket is open.
+                    system_calls::reset_on_close(socket, true);
+                    activity.note_open_ended();
                 }
                 if parts.uri.path().starts_with("/_peer/") && response.status().is_success() {
                     activity.note_peer();
@@ -491,8 +497,12 @@ impl<O: Objects> Server<O> {
             tokio::select! {
                 biased;
                 result = connection.as_mut() => {
-                    if let Err(error) = result {
-                        tracing::debug!(%error, %address, "connection ended");
+                    match result {
+                        Err(error) => tracing::debug!(%error, %address, "connection ended"),
+                        Ok(()) if activity.is_open_ended() => {
+                            system_calls::reset_on_close(socket, false);
+                        }
+                        Ok(()) => {}
                     }
                     return;
                 }
@@ -538,6 +548,15 @@ impl<O: Objects> Server<O> {
             .adaptive_window(false);
         builder
     }
+}
+
+/// Whether only the end of the connection tells the client where the body ends: HTTP/1.0, and no
+/// length. If the body breaks off, the connection must be reset, because a closed one would be a
+/// clean end (RFC 9112, 8).
+fn ends_with_its_connection(request: &Parts, response: &Response<EdgeBody>) -> bool {
+    request.version < http::Version::HTTP_11
+        && !response.headers().contains_key(header::CONTENT_LENGTH)
+        && response.body().size_hint().exact().is_none()
 }
 
 fn render(status: &CacheStatus, edge_name: &str) -> HeaderValue {

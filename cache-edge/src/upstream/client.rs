@@ -20,7 +20,7 @@ use tracing::Instrument as _;
 use url::Url;
 
 use super::{
-    OriginError, Source,
+    OriginError, Source, answer,
     connections::PermitSlot,
     hedging::{self, Hedges, RequestKind},
     loops::LoopMarks,
@@ -372,6 +372,10 @@ impl Client {
             .map_err(|_| OriginError::TimedOut(first_byte))?
             .map_err(|error| failed(&error))?;
         let (mut head, body) = response.into_parts();
+        if answer::is_coded_for_transfer(&head.headers) {
+            let text = "it sends a transfer coding that was not asked for";
+            return Err(OriginError::Protocol(text.into()));
+        }
         Ok(Response {
             status: head.status,
             headers: head.headers,

@@ -252,12 +252,13 @@ fn is_below_path(base: &Url, url: &Url) -> bool {
         .is_some_and(|rest| rest.starts_with('/') && !climbs_when_decoded(rest))
 }
 
-/// Whether a server that decodes `%2F` before it resolves dot segments would leave the base path.
+/// Whether a server that decodes `%2F`, or removes parameters (`..;x`), before it resolves dot
+/// segments would leave the base path.
 fn climbs_when_decoded(path: &str) -> bool {
     let decoded: Vec<u8> = percent_encoding::percent_decode_str(path).collect();
     decoded
         .split(|byte| matches!(byte, b'/' | b'\\'))
-        .any(|segment| segment == b"..")
+        .any(|segment| segment == b".." || segment.starts_with(b"..;"))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use crate::{freshness, origin_answer::joined, tags};
 pub const MAX_BYTES: usize = 8 << 10;
 
 /// Fields that concern one connection or one answer, or that the cache sets itself.
-const NOT_KEPT: [&str; 30] = [
+const NOT_KEPT: [&str; 32] = [
     // RFC 9110, 7.6.1.
     "connection",
     "keep-alive",
@@ -32,6 +32,9 @@ const NOT_KEPT: [&str; 30] = [
     "age",
     "alt-svc",
     "cmsd-dynamic",
+    // These two are checksums of the one message, which may be a part (RFC 9530, 2; RFC 7231, B).
+    "content-digest",
+    "content-md5",
     "content-encoding",
     "content-length",
     "content-range",

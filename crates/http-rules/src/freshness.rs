@@ -4,7 +4,8 @@
 //! while the origin cannot be reached. Times are milliseconds since the Unix epoch.
 
 use chunkcache_proto::v1;
-use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+use http::{HeaderMap, header::AsHeaderName};
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, percent_encode};
 
 /// The field for caches other than the client's (RFC 9213).
 pub const TARGETED: &str = "cdn-cache-control";
@@ -97,14 +98,43 @@ pub fn named_fields(cache_control: &str) -> impl Iterator<Item = String> + '_ {
         .map(|name| name.trim().to_ascii_lowercase())
 }
 
+/// Splits at commas that are not in a quoted string (RFC 9110, 5.6.4). A quote that is never closed
+/// quotes nothing: a directive that restricts must not disappear in it.
 fn split_outside_quotes(value: &str) -> impl Iterator<Item = &str> {
-    let mut quoted = false;
-    value.split(move |c| {
-        if c == '"' {
-            quoted = !quoted;
-        }
-        c == ',' && !quoted
+    let mut rest = Some(value);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let (member, after) = match end_of_member(text) {
+            Some(end) => (&text[..end], Some(&text[end + 1..])),
+            None => (text, None),
+        };
+        rest = after;
+        Some(member)
     })
+}
+
+/// The index of the comma after the first member.
+fn end_of_member(text: &str) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        at += text[at..].find([',', '"'])?;
+        if text[at..].starts_with(',') {
+            return Some(at);
+        }
+        at += 1 + quoted_length(&text[at + 1..]).unwrap_or(0);
+    }
+}
+
+/// The length of a quoted string with its closing quote, after which the member must end.
+fn quoted_length(text: &str) -> Option<usize> {
+    let mut escaped = false;
+    let close = text.find(|c| {
+        let closes = c == '"' && !escaped;
+        escaped = c == '\\' && !escaped;
+        closes
+    })?;
+    let after = text[close + 1..].trim_start();
+    (after.is_empty() || after.starts_with(',')).then_some(close + 1)
 }
 
 /// A number of seconds. A text that is not a number is 0, and one that is too large is 2³¹ (RFC
@@ -141,6 +171,8 @@ pub struct AnswerFacts {
     pub size: Option<u64>,
     /// `Content-Encoding` other than identity.
     pub encoded: bool,
+    /// The answer is a 200 with a part of the object.
+    pub is_part: bool,
     /// The request carried the client's `Authorization`.
     pub with_authorization: bool,
     /// From the request to now: how much older the answer may be than it says (RFC 9111, 4.2.3).
@@ -150,8 +182,14 @@ pub struct AnswerFacts {
 /// Why an answer is not stored now although it may be stored in a second.
 pub const YOUNG: &str = "young-validator";
 
-/// Whether an answer may be stored. The reason why not goes into `Cache-Status` as `detail`.
-pub fn storable(facts: &AnswerFacts) -> Result<(), &'static str> {
+/// `Vary: *`: it answers this one request.
+#[must_use]
+pub fn varies_on_anything(facts: &AnswerFacts) -> bool {
+    facts.vary.iter().any(|name| name == "*")
+}
+
+/// Whether a shared cache may have an answer at all, if it could be stored.
+fn permitted(facts: &AnswerFacts) -> Result<(), &'static str> {
     let control = facts.control();
     if control.no_store {
         return Err("no-store");
@@ -159,7 +197,7 @@ pub fn storable(facts: &AnswerFacts) -> Result<(), &'static str> {
     if control.private {
         return Err("private");
     }
-    if facts.vary.iter().any(|name| name == "*") {
+    if varies_on_anything(facts) {
         return Err("vary-any");
     }
     // RFC 9111, 3.5. no-store and private were handled above.
@@ -167,6 +205,20 @@ pub fn storable(facts: &AnswerFacts) -> Result<(), &'static str> {
         && !(control.public || control.s_maxage.is_some() || control.must_revalidate)
     {
         return Err("authorization");
+    }
+    Ok(())
+}
+
+/// Whether an object stays stored after a 304, whose fields replace its own (RFC 9111, 4.3.4).
+pub fn stays(not_modified: &AnswerFacts) -> Result<(), &'static str> {
+    permitted(not_modified)
+}
+
+/// Whether an answer may be stored. The reason why not goes into `Cache-Status` as `detail`.
+pub fn storable(facts: &AnswerFacts) -> Result<(), &'static str> {
+    permitted(facts)?;
+    if facts.is_part {
+        return Err("content-range");
     }
     if facts.encoded {
         return Err("content-encoding");
@@ -187,7 +239,7 @@ pub fn storable(facts: &AnswerFacts) -> Result<(), &'static str> {
 /// `now_ms`.
 #[must_use]
 pub fn freshness(facts: &AnswerFacts, policy: &v1::FreshnessPolicy, now_ms: i64) -> v1::Freshness {
-    let lifetime = lifetime_seconds(facts, policy);
+    let lifetime = lifetime_seconds(facts, policy, now_ms);
     // RFC 9111, 4.2.3: the larger of Age and what Date implies.
     let apparent = facts
         .date_ms
@@ -231,7 +283,8 @@ pub fn freshness_of_whole(
         || control.private
         || control.no_cache
         || facts.encoded
-        || facts.vary.iter().any(|name| name == "*")
+        || facts.is_part
+        || varies_on_anything(facts)
         || !KEPT_AS_A_WHOLE.contains(&status);
     let is_explicit = control.s_maxage.or(control.max_age).is_some() || facts.expires_ms.is_some();
     let by_policy = policy.override_ttl_seconds.or(policy.default_ttl_seconds);
@@ -251,7 +304,7 @@ pub fn negative_lifetime_ms(facts: &AnswerFacts, policy: &v1::FreshnessPolicy, n
     if policy.negative_ttl_seconds.is_some() {
         return usual;
     }
-    if control.no_store || control.private || control.no_cache {
+    if control.no_store || control.private || control.no_cache || varies_on_anything(facts) {
         return 0;
     }
     let is_explicit = control.s_maxage.or(control.max_age).is_some() || facts.expires_ms.is_some();
@@ -266,7 +319,7 @@ enum Lifetime {
     Policy(u32),
 }
 
-fn lifetime_seconds(facts: &AnswerFacts, policy: &v1::FreshnessPolicy) -> Lifetime {
+fn lifetime_seconds(facts: &AnswerFacts, policy: &v1::FreshnessPolicy, now_ms: i64) -> Lifetime {
     if let Some(seconds) = policy.override_ttl_seconds {
         return Lifetime::Policy(seconds);
     }
@@ -285,12 +338,12 @@ fn lifetime_seconds(facts: &AnswerFacts, policy: &v1::FreshnessPolicy) -> Lifeti
     if facts.expires_invalid {
         return Lifetime::Origin(0);
     }
-    match (facts.expires_ms, facts.date_ms) {
-        (Some(expires), Some(date)) => Lifetime::Origin(((expires - date) / 1000).max(0) as u64),
-        // Without a Date, the origin's clock is unknown.
-        (Some(_), None) => Lifetime::Origin(0),
-        (None, _) => Lifetime::Policy(policy.default_ttl_seconds.unwrap_or(DEFAULT_TTL_SECONDS)),
-    }
+    let Some(expires) = facts.expires_ms else {
+        return Lifetime::Policy(policy.default_ttl_seconds.unwrap_or(DEFAULT_TTL_SECONDS));
+    };
+    // An answer without a date gets the date of its arrival (RFC 9110, 6.6.1).
+    let date = facts.date_ms.unwrap_or(now_ms);
+    Lifetime::Origin(((expires - date) / 1000).max(0) as u64)
 }
 
 /// Whether a known binding may be used now.
@@ -346,6 +399,8 @@ pub fn usable_on_error(binding: &v1::Freshness, policy: &v1::FreshnessPolicy, no
     let seconds = match policy.stale_if_error_seconds {
         Some(seconds) => u64::from(seconds),
         None if control.must_revalidate || control.no_cache => return false,
+        // `s-maxage` means `proxy-revalidate` (5.2.2.10), unless the origin itself says more.
+        None if control.s_maxage.is_some() && control.stale_if_error.is_none() => return false,
         None => control
             .stale_if_error
             .unwrap_or(u64::from(DEFAULT_STALE_IF_ERROR_SECONDS)),
@@ -402,11 +457,7 @@ pub fn negative_ttl_seconds(policy: &v1::FreshnessPolicy) -> u32 {
 /// are passed on to it. All other headers are the same in every request of this edge, so they
 /// select nothing.
 #[must_use]
-pub fn variant<'a>(
-    vary: &[String],
-    forwarded: &[String],
-    value_of: impl Fn(&str) -> Option<&'a str>,
-) -> String {
+pub fn variant(vary: &[String], forwarded: &[String], request: &HeaderMap) -> String {
     let mut names: Vec<&String> = vary
         .iter()
         .filter(|name| forwarded.iter().any(|f| f.eq_ignore_ascii_case(name)))
@@ -416,11 +467,24 @@ pub fn variant<'a>(
     let parts: Vec<String> = names
         .iter()
         .map(|name| {
-            let value = value_of(name).unwrap_or("").trim();
-            format!("{name}={}", utf8_percent_encode(value, IN_VARIANT))
+            // All lines and all bytes that the origin gets: what it can tell apart, the key tells
+            // apart, too.
+            let value = one_line(request, name.as_str());
+            format!("{name}={}", percent_encode(&value, IN_VARIANT))
         })
         .collect();
     parts.join("&")
+}
+
+/// The lines of a field as one (RFC 9110, 5.3); empty: there is none.
+#[must_use]
+pub fn one_line(headers: &HeaderMap, name: impl AsHeaderName) -> Vec<u8> {
+    let lines: Vec<&[u8]> = headers
+        .get_all(name)
+        .iter()
+        .map(|line| line.as_bytes().trim_ascii())
+        .collect();
+    lines.join(&b", "[..])
 }
 
 /// Characters that would make two variants look like one.
@@ -428,11 +492,10 @@ const IN_VARIANT: &AsciiSet = &CONTROLS.add(b'%').add(b'&').add(b'=');
 
 /// The header fields that selected a variant; an empty value: the request had none. The inverse of
 /// [`variant`].
-pub fn variant_headers(variant: &str) -> impl Iterator<Item = (String, String)> + '_ {
+pub fn variant_headers(variant: &str) -> impl Iterator<Item = (&str, Vec<u8>)> {
     variant.split('&').filter_map(|part| {
         let (name, value) = part.split_once('=')?;
-        let value = percent_decode_str(value).decode_utf8_lossy().into_owned();
-        Some((name.to_owned(), value))
+        Some((name, percent_decode_str(value).collect()))
     })
 }
 

@@ -148,12 +148,39 @@ fn stale_service() {
 #[test]
 fn only_forwarded_headers_select_a_variant() {
     let vary = vec!["accept-encoding".to_owned(), "accept-language".to_owned()];
-    let value = |_: &str| Some("de");
-    assert_eq!(variant(&vary, &[], value), "");
+    let request = request(&[("accept-language", b"de")]);
+    assert_eq!(variant(&vary, &[], &request), "");
     assert_eq!(
-        variant(&vary, &["Accept-Language".to_owned()], value),
+        variant(&vary, &["Accept-Language".to_owned()], &request),
         "accept-language=de"
     );
+}
+
+fn request(lines: &[(&'static str, &[u8])]) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, value) in lines {
+        headers.append(*name, http::HeaderValue::from_bytes(value).unwrap());
+    }
+    headers
+}
+
+#[test]
+fn all_lines_and_bytes_that_an_origin_gets_select() {
+    let names = ["x-a".to_owned()];
+    let of = |lines: &[(&'static str, &[u8])]| variant(&names, &names, &request(lines));
+    let requests: [&[(&str, &[u8])]; 6] = [
+        &[],
+        &[("x-a", b"de")],
+        &[("x-a", b"de"), ("x-a", b"fr")],
+        &[("x-a", "é".as_bytes())],
+        &[("x-a", b"\xe9")],
+        &[("x-a", b"%E9")],
+    ];
+    let variants: std::collections::BTreeSet<String> = requests.map(of).into();
+    assert_eq!(variants.len(), requests.len(), "{variants:?}");
+    let mut told = variant_headers("x-a=%C3%A9");
+    assert_eq!(told.next(), Some(("x-a", "é".as_bytes().to_vec())));
+    assert_eq!(of(requests[2]), "x-a=de, fr");
 }
 
 proptest! {
@@ -170,18 +197,18 @@ proptest! {
 proptest! {
     #[test]
     fn a_variant_tells_the_headers_that_select_it(
-        values in prop::collection::vec("[ -~]{1,12}", 3),
+        values in prop::collection::vec(prop::collection::vec(0x20_u8..=0x7e, 1..12), 3),
     ) {
-        let names = ["accept-language", "x-b", "x-c"].map(str::to_owned);
-        let value_of = |name: &str| {
-            let at = names.iter().position(|known| known == name)?;
-            values.get(at).map(String::as_str)
-        };
-        let told: Vec<_> = variant_headers(&variant(&names, &names, value_of)).collect();
+        let names = ["accept-language", "x-b", "x-c"];
+        let lines: Vec<_> = names.into_iter().zip(values.iter().map(Vec::as_slice)).collect();
+        let request = request(&lines);
+        let names = names.map(str::to_owned);
+        let text = variant(&names, &names, &request);
+        let told: Vec<_> = variant_headers(&text).collect();
         let wanted: Vec<_> = names
             .iter()
             .zip(&values)
-            .map(|(name, value)| (name.clone(), value.trim().to_owned()))
+            .map(|(name, value)| (name.as_str(), value.trim_ascii().to_vec()))
             .collect();
         prop_assert_eq!(told, wanted);
     }
@@ -359,4 +386,72 @@ fn an_absence_is_remembered_as_it_says() {
         ..policy
     };
     assert_eq!(of("max-age=60", &operator), 2_000);
+}
+
+#[test]
+fn no_odd_quote_hides_a_restriction() {
+    for text in [
+        "max-age=\"600, no-store",
+        "foo=\"bar, no-store",
+        "ext=\"\\\"\", no-store, ext2=\"x\"",
+        "foo=\"bar, no-store, x=\"y\"",
+        "no-store, x=\"\u{fffd}\"",
+    ] {
+        assert!(CacheControl::parse(text).no_store, "{text}");
+    }
+    let quoted = CacheControl::parse("x=\"a, no-store, b\" , max-age=\"7\"");
+    assert!(!quoted.no_store);
+    assert_eq!(quoted.max_age, Some(7));
+}
+
+#[test]
+fn a_lifetime_for_shared_caches_ends_with_a_confirmation() {
+    let at = |text: &str| freshness(&facts(text), &v1::FreshnessPolicy::default(), NOW);
+    let policy = v1::FreshnessPolicy::default();
+    let later = NOW + 10_000;
+    assert!(!usable_on_error(&at("s-maxage=5"), &policy, later));
+    assert!(!usable_on_error(
+        &at("max-age=9, s-maxage=5"),
+        &policy,
+        later
+    ));
+    assert!(usable_on_error(
+        &at("s-maxage=5, stale-if-error=60"),
+        &policy,
+        later
+    ));
+    assert!(usable_on_error(&at("max-age=5"), &policy, later));
+    let operators = v1::FreshnessPolicy {
+        stale_if_error_seconds: Some(60),
+        ..policy
+    };
+    assert!(usable_on_error(&at("s-maxage=5"), &operators, later));
+}
+
+#[test]
+fn expires_without_a_date_counts_from_the_arrival() {
+    let answer = AnswerFacts {
+        date_ms: None,
+        expires_ms: Some(NOW + 90_000),
+        ..facts("")
+    };
+    assert_eq!(fresh_seconds(&answer, &v1::FreshnessPolicy::default()), 90);
+}
+
+#[test]
+fn a_part_and_what_varies_on_anything_are_kept_for_nobody() {
+    let part = AnswerFacts {
+        is_part: true,
+        ..facts("max-age=60")
+    };
+    let policy = v1::FreshnessPolicy::default();
+    assert_eq!(storable(&part), Err("content-range"));
+    assert!(freshness_of_whole(200, &part, &policy, NOW).is_none());
+    assert_eq!(stays(&part), Ok(()));
+    let any = AnswerFacts {
+        vary: vec!["*".into()],
+        ..facts("max-age=60")
+    };
+    assert_eq!(stays(&any), Err("vary-any"));
+    assert_eq!(negative_lifetime_ms(&any, &policy, NOW), 0);
 }

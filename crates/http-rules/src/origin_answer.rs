@@ -89,7 +89,7 @@ pub fn range_headers(range: ByteRange, entry: Option<&v1::Entry>) -> HeaderMap {
     } else {
         (header::IF_UNMODIFIED_SINCE, &entry.last_modified)
     };
-    if let Ok(value) = HeaderValue::from_str(value) {
+    if let Ok(value) = HeaderValue::from_bytes(value.as_bytes()) {
         headers.insert(name, value);
     }
     headers
@@ -102,7 +102,7 @@ pub fn variant_headers(variant: &str) -> HeaderMap {
     for (name, value) in freshness::variant_headers(variant) {
         if let (Ok(name), Ok(value)) = (
             header::HeaderName::from_bytes(name.as_bytes()),
-            HeaderValue::from_str(&value),
+            HeaderValue::from_bytes(&value),
         ) && !value.is_empty()
         {
             headers.insert(name, value);
@@ -179,6 +179,9 @@ pub enum Revalidation {
     Gone,
     /// 416: the size does not fit a range from the first byte; repeat without a range.
     Unsatisfied,
+    /// 412: `If-None-Match` of a GET must not be answered so (RFC 9110, 13.1.2); repeat without
+    /// the condition, which is this edge's and no client's.
+    Unmet,
     /// Any other 4xx: passed on, and never hidden behind the old object (RFC 5861, 4).
     Refused,
     /// 5xx, 408, 425, 429 and invalid answers: the old object may be served.
@@ -192,6 +195,7 @@ pub fn judge_revalidation(status: StatusCode) -> Revalidation {
         304 => Revalidation::Confirmed,
         200 | 206 => Revalidation::Object,
         404 | 410 | 451 => Revalidation::Gone,
+        412 => Revalidation::Unmet,
         416 => Revalidation::Unsatisfied,
         // 407 is for proxies, and this edge is not a proxy to its origin.
         407 | 408 | 425 | 429 => Revalidation::Failed,
@@ -258,8 +262,9 @@ pub fn describe(status: StatusCode, headers: &HeaderMap, now_ms: i64) -> ObjectM
         .filter(|date| httpdate::parse_http_date(date).is_ok())
         .unwrap_or("")
         .to_owned();
-    let validator =
-        size.and_then(|size| validator::validator(Some(&etag), Some(&last_modified), size));
+    let validator = size
+        .filter(|_| !has_unreadable_tag(headers))
+        .and_then(|size| validator::validator(Some(&etag), Some(&last_modified), size));
     let is_young = !validator::is_strong(&etag)
         && date_ms(headers, header::LAST_MODIFIED).is_some_and(|modified| {
             // An answer without a date gets the date of its arrival (RFC 9110, 6.6.1).
@@ -290,7 +295,9 @@ pub fn facts(headers: &HeaderMap, described: &ObjectMetadata) -> AnswerFacts {
         expires_invalid: headers.contains_key(header::EXPIRES)
             && date_ms(headers, header::EXPIRES).is_none(),
         date_ms: date_ms(headers, header::DATE),
+        // Of a list, the first member counts (RFC 9111, 5.1).
         age_seconds: text(headers, header::AGE)
+            .and_then(|age| age.split(',').next())
             .map_or(0, |age| freshness::delta_seconds(age.trim()) as u32),
         vary: joined(headers, header::VARY)
             .split(',')
@@ -301,8 +308,19 @@ pub fn facts(headers: &HeaderMap, described: &ObjectMetadata) -> AnswerFacts {
         is_young: described.is_young,
         size: described.size,
         encoded: is_encoded(headers),
+        is_part: names_another_size(headers, described.size),
         with_authorization: false,
         response_delay_ms: 0,
+    }
+}
+
+/// Whether a `Content-Range` contradicts the size. In a 200 it has no meaning (RFC 9110, 14.4), but
+/// some servers send a part with it, and as many bytes as the part has.
+fn names_another_size(headers: &HeaderMap, described: Option<u64>) -> bool {
+    let named = text(headers, header::CONTENT_RANGE).and_then(content_range::parse);
+    match named {
+        Some(ContentRange::Satisfied { size, .. }) => size != described,
+        Some(ContentRange::Unsatisfied { .. }) | None => false,
     }
 }
 
@@ -311,6 +329,7 @@ pub fn facts(headers: &HeaderMap, described: &ObjectMetadata) -> AnswerFacts {
 pub fn names_another(headers: &HeaderMap, entry: &v1::Entry) -> bool {
     let opaque = |tag: &str| validator::quoted(tag).trim_start_matches("W/").to_owned();
     match text(headers, header::ETAG) {
+        _ if has_unreadable_tag(headers) => true,
         Some(etag) => opaque(etag) != opaque(&entry.etag),
         None if validator::is_strong(&entry.etag) => false,
         None => {
@@ -325,7 +344,7 @@ fn same_version(headers: &HeaderMap, entry: &v1::Entry) -> Result<(), AnswerErro
         text(headers, header::LAST_MODIFIED),
         entry.size,
     );
-    if validator.as_deref() == Some(entry.validator.as_str()) {
+    if validator.as_deref() == Some(entry.validator.as_str()) && !has_unreadable_tag(headers) {
         Ok(())
     } else {
         Err(AnswerError::Changed)
@@ -354,6 +373,17 @@ fn is_encoded(headers: &HeaderMap) -> bool {
         })
 }
 
+/// Whether the body has a transfer coding other than `chunked`, which nobody asked for (`TE`) and
+/// nothing removes: its bytes are not the object's (RFC 9112, 7).
+#[must_use]
+pub fn is_coded_for_transfer(headers: &HeaderMap) -> bool {
+    let text = joined(headers, header::TRANSFER_ENCODING).to_ascii_lowercase();
+    let codings = text.split(',').map(str::trim);
+    let mut codings = codings.filter(|coding| !coding.is_empty()).rev();
+    let is_known = matches!(codings.next(), None | Some("chunked" | "identity"));
+    !is_known || codings.any(|coding| coding != "identity")
+}
+
 fn date_ms(headers: &HeaderMap, name: header::HeaderName) -> Option<i64> {
     let date = httpdate::parse_http_date(text(headers, name)?).ok()?;
     Some(epoch_ms(date))
@@ -367,17 +397,20 @@ pub fn content_length(headers: &HeaderMap) -> Option<u64> {
     text(headers, header::CONTENT_LENGTH)?.parse().ok()
 }
 
+/// A field's first line, also if it has text beyond ASCII (RFC 9110, 5.5: `obs-text`).
 pub(crate) fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
-    headers.get(name).and_then(|value| value.to_str().ok())
+    std::str::from_utf8(headers.get(name)?.as_bytes()).ok()
 }
 
+/// All lines of a list. Bytes that are no text are replaced, so that the members beside them count.
 pub(crate) fn joined(headers: &HeaderMap, name: header::HeaderName) -> String {
-    let lines: Vec<&str> = headers
-        .get_all(name)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .collect();
-    lines.join(", ")
+    String::from_utf8_lossy(&freshness::one_line(headers, name)).into_owned()
+}
+
+/// Whether there is an entity tag that is no text: it cannot be compared, and the object may be of
+/// another version although everything else is equal.
+fn has_unreadable_tag(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::ETAG) && text(headers, header::ETAG).is_none()
 }
 
 pub(crate) fn epoch_ms(time: std::time::SystemTime) -> i64 {

@@ -274,3 +274,104 @@ fn ages_beyond_32_bits_are_very_old() {
     assert_eq!(age("4294967296"), 1 << 31);
     assert_eq!(age("soon"), 0);
 }
+
+fn bytes(name: &'static str, value: &[u8]) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    if let Ok(value) = HeaderValue::from_bytes(value) {
+        headers.insert(name, value);
+    }
+    headers
+}
+
+#[test]
+fn bytes_beyond_ascii_hide_nothing() {
+    let date = HeaderValue::from_static("Sun, 06 Nov 1994 08:49:37 GMT");
+    let described = |etag: &[u8]| {
+        let mut headers = bytes("etag", etag);
+        headers.insert(header::LAST_MODIFIED, date.clone());
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("5"));
+        describe(StatusCode::OK, &headers, 0)
+    };
+    assert_eq!(
+        described("\"é\"".as_bytes()).validator.as_deref(),
+        Some("\"é\"")
+    );
+    assert_eq!(
+        described(b"\"\xe9\"").validator,
+        None,
+        "no date in its place"
+    );
+    assert!(names_another(&bytes("etag", b"\"\xe9\""), &entry()));
+    let facts_of = |headers: &HeaderMap| facts(headers, &describe(StatusCode::OK, headers, 0));
+    let control = facts_of(&bytes("cache-control", b"no-store, x=\"\xe9\""));
+    assert_eq!(freshness::storable(&control), Err("no-store"));
+    assert!(facts_of(&bytes("content-encoding", b"gzip, \xe9")).encoded);
+    assert!(
+        facts_of(&bytes("vary", b"*, \xe9"))
+            .vary
+            .contains(&"*".to_owned())
+    );
+}
+
+#[test]
+fn of_several_ages_the_first_counts() {
+    let age = |lines: &[(&'static str, &str)]| {
+        let headers = headers(lines);
+        facts(&headers, &describe(StatusCode::OK, &headers, 0)).age_seconds
+    };
+    assert_eq!(age(&[("age", "50, 60")]), 50);
+    assert_eq!(age(&[("age", "50"), ("age", "0")]), 50);
+    assert_eq!(age(&[("age", "-5")]), 0);
+}
+
+#[test]
+fn a_200_that_claims_to_be_a_part_is_one() {
+    let is_part = |status, lines: &[(&'static str, &str)]| {
+        let headers = headers(lines);
+        facts(&headers, &describe(status, &headers, 0)).is_part
+    };
+    let range = ("content-range", "bytes 0-9/100");
+    assert!(is_part(StatusCode::OK, &[range, ("content-length", "10")]));
+    assert!(!is_part(
+        StatusCode::OK,
+        &[range, ("content-length", "100")]
+    ));
+    assert!(!is_part(StatusCode::PARTIAL_CONTENT, &[range]));
+    let unknown = ("content-range", "bytes 0-9/*");
+    assert!(is_part(
+        StatusCode::OK,
+        &[unknown, ("content-length", "10")]
+    ));
+    assert!(!is_part(StatusCode::PARTIAL_CONTENT, &[unknown]));
+}
+
+#[test]
+fn only_chunked_is_a_transfer_coding_that_is_removed() {
+    let is_coded = |lines: &[&str]| {
+        let lines: Vec<_> = lines.iter().map(|it| ("transfer-encoding", *it)).collect();
+        is_coded_for_transfer(&headers(&lines))
+    };
+    for plain in [
+        &[][..],
+        &["chunked"],
+        &["Chunked"],
+        &["identity"],
+        &["identity, chunked"],
+    ] {
+        assert!(!is_coded(plain), "{plain:?}");
+    }
+    for coded in [
+        &["gzip"][..],
+        &["gzip, chunked"],
+        &["gzip", "chunked"],
+        &["chunked, identity"],
+    ] {
+        assert!(is_coded(coded), "{coded:?}");
+    }
+}
+
+#[test]
+fn a_412_to_a_revalidation_is_no_refusal_of_a_client() {
+    let status = StatusCode::PRECONDITION_FAILED;
+    assert_eq!(judge_revalidation(status), Revalidation::Unmet);
+}

@@ -164,6 +164,9 @@ fn normalize_path(path: &str) -> Result<String, TargetError> {
     let mut ends_in_dots = false;
     for raw in path.split('/') {
         let segment = normalize_segment(raw)?;
+        if is_dots_with_parameters(&segment) {
+            return Err(TargetError::Bad("the path contains dots with parameters"));
+        }
         ends_in_dots = matches!(segment.as_str(), "." | "..");
         match segment.as_str() {
             "." => {}
@@ -179,6 +182,14 @@ fn normalize_path(path: &str) -> Result<String, TargetError> {
         segments.push(String::new());
     }
     Ok(segments.join("/"))
+}
+
+/// `..;x`: some servers remove the parameter, and then the dot segment. `segment` is normalised.
+fn is_dots_with_parameters(segment: &str) -> bool {
+    [";", "%3B"].iter().any(|separator| {
+        let name = segment.split_once(separator).map(|(name, _)| name);
+        matches!(name, Some("." | ".."))
+    })
 }
 
 fn normalize_segment(segment: &str) -> Result<String, TargetError> {
@@ -274,6 +285,23 @@ mod tests {
             } => Ok(format!("{source}|{path}|{query}")),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn dots_with_parameters_are_no_name() {
+        for path in [
+            "..;/x",
+            ".;/x",
+            "a/..;b=c/x",
+            "a/..%3b/x",
+            "%2e%2e;",
+            "..;x;y",
+        ] {
+            let answer = key(&format!("/films/{path}"));
+            assert!(matches!(answer, Err(TargetError::Bad(_))), "{path}");
+        }
+        assert!(key("/films/a;b=../..;c=d").is_err());
+        assert_eq!(key("/films/a;v=1/...;x").unwrap(), "films|a;v=1/...;x|");
     }
 
     #[test]
