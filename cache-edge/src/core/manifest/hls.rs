@@ -69,12 +69,13 @@ impl Reading<'_> {
         let options = ParsingOptionsBuilder::new()
             .with_parsing_for_inf()
             .with_parsing_for_byterange()
+            .with_parsing_for_gap()
             .with_parsing_for_map()
             .with_parsing_for_part()
             .with_parsing_for_preload_hint()
             .build();
         let mut reader = Reader::from_str(text, options);
-        let (mut duration, mut range) = (None, None);
+        let (mut duration, mut range, mut is_gap) = (None, None, false);
         loop {
             let tag = match reader.read_line() {
                 Ok(None) => return,
@@ -84,6 +85,13 @@ impl Reading<'_> {
                     if let Some(duration) = duration.take() {
                         let range = range.take();
                         let range = range.and_then(|it| continued(it, &mut self.last_end));
+                        // The URI of a gap names nothing (RFC 8216bis, 4.4.4.7). What follows is
+                        // due later by its duration.
+                        if std::mem::take(&mut is_gap) {
+                            lengthen(&mut self.segments, duration);
+                            self.parted = self.parts.len();
+                            continue;
+                        }
                         let Some(segment) = self.segment(&uri, range, duration) else {
                             return;
                         };
@@ -103,6 +111,10 @@ impl Reading<'_> {
                     range = Some((it.length(), it.offset()));
                     true
                 }
+                hls::Tag::Gap(_) => {
+                    is_gap = true;
+                    true
+                }
                 hls::Tag::Map(map) => {
                     let range = map.byterange();
                     let range = range.and_then(|it| open_range(it.offset, it.length));
@@ -112,8 +124,14 @@ impl Reading<'_> {
                 hls::Tag::Part(part) => {
                     let range = part.byterange().map(|it| (it.length, it.offset));
                     let range = range.and_then(|it| continued(it, &mut self.last_part_end));
-                    let segment = self.segment(part.uri(), range, duration_of(part.duration()));
-                    segment.map(|it| self.parts.extend(it)).is_some()
+                    let duration = duration_of(part.duration());
+                    if part.gap() {
+                        lengthen(&mut self.parts, duration);
+                        true
+                    } else {
+                        let segment = self.segment(part.uri(), range, duration);
+                        segment.map(|it| self.parts.extend(it)).is_some()
+                    }
                 }
                 hls::Tag::PreloadHint(hint) => self.hint(&hint),
                 _ => true,
@@ -157,6 +175,13 @@ impl Reading<'_> {
         });
         let bytes = segment.as_ref().map_or(0, Segment::bytes);
         self.names.count(bytes).then_some(segment)
+    }
+}
+
+/// Adds the duration of a gap to the segment before it; an initialization section has none.
+fn lengthen(segments: &mut [Segment], gap: Duration) {
+    if let Some(before) = segments.last_mut().filter(|it| !it.duration.is_zero()) {
+        before.duration += gap;
     }
 }
 

@@ -87,6 +87,26 @@ fn byte_ranges_of_one_object() {
 }
 
 #[test]
+fn a_gap_is_not_fetched_and_delays_what_follows() {
+    let lines = "#EXTINF:4,\n1.ts\n#EXT-X-GAP\n#EXTINF:4,\n2.ts\n#EXTINF:4,\n3.ts\n";
+    let playlist = parse(lines).unwrap();
+    assert_eq!(segments(&playlist).len(), 2);
+    assert_eq!(next(&playlist, 0), ["film/720/3.ts+8000"]);
+    // Its bytes count, and so do tags in the other order.
+    let lines = "#EXTINF:4,\n#EXT-X-BYTERANGE:50@0\na.ts\n\
+                 #EXTINF:4,\n#EXT-X-GAP\n#EXT-X-BYTERANGE:30\na.ts\n\
+                 #EXTINF:4,\n#EXT-X-BYTERANGE:20\na.ts\n";
+    let playlist = parse(lines).unwrap();
+    assert_eq!(next(&playlist, 0), ["film/720/a.ts@80-99+8000"]);
+    let parts = "#EXTINF:4,\n1.mp4\n#EXT-X-PART:DURATION=1,URI=\"2.0.mp4\"\n\
+                 #EXT-X-PART:DURATION=1,URI=\"2.1.mp4\",GAP=YES\n\
+                 #EXT-X-PART:DURATION=1,URI=\"2.2.mp4\"\n";
+    let playlist = parse(parts).unwrap();
+    let after = next(&playlist, 0);
+    assert_eq!(after, ["film/720/2.0.mp4+4000", "film/720/2.2.mp4+6000"]);
+}
+
+#[test]
 fn what_leads_elsewhere_is_left_out() {
     let playlist = parse(
         "#EXTINF:4,\nhttp://evil.example/1.ts\n#EXTINF:4,\n//evil.example/2.ts\n\
