@@ -159,6 +159,41 @@ fn an_edge_that_was_away_is_named_and_purges_when_it_is_back() {
     assert!(cache_status(cluster.edges[1].http, &other).contains("hit"));
 }
 
+/// Edges remember the number of the last purge that they carried out. A database that was restored
+/// from a dump which is older than these purges, and than the object, must give higher ones.
+#[test]
+fn an_edge_that_was_away_learns_of_purges_in_a_restored_database() {
+    let mut cluster = Cluster::with_edges(2);
+    let target = cluster.put("/away.mp4", object(1, ""));
+    Call::get(&target).send(cluster.edges[1].http).expect(200);
+    cluster.wait_recorded_on("/away.mp4", "edge-b", &[(0, SIZE)]);
+    for _ in 0..3 {
+        purge(&cluster.coordinator, &["--key", "media/other.mp4"]);
+    }
+    cluster.edges[1].kill();
+    cluster.coordinator.kill();
+    cluster.postgres.query(
+        "TRUNCATE cache_purges, cache_chunks, cache_keys, cache_entries, precache_jobs \
+         RESTART IDENTITY",
+    );
+    cluster.coordinator.start();
+    let arguments = ["purge", "--key", "media/away.mp4", "--output", "json"];
+    // Until the lease of the killed one has ended, nobody leads.
+    let done = eventually("it leads", WAIT, || {
+        let output = cluster.coordinator.cli(&arguments);
+        serde_json::from_slice::<Value>(&output.stdout).ok()
+    });
+    let unconfirmed = done["unconfirmed_edges"].as_array().unwrap();
+    assert!(unconfirmed.contains(&"edge-b".into()), "{done}");
+    cluster.put("/away.mp4", object(9, ""));
+    cluster.edges[1].start();
+    let answer = Call::get(&target).send(cluster.edges[1].http).expect(200);
+    assert!(
+        answer.body == content::bytes(9, 0, SIZE),
+        "the old version was served"
+    );
+}
+
 #[test]
 fn over_http_with_a_method_of_its_own() {
     let cluster = Cluster::start();

@@ -36,7 +36,7 @@ pub use jobs::{JobRecord, JobStatus, JobTiming, JobWindow};
 pub use lease::{Leadership, LeaseKeeper};
 pub use migrations::{MigrateMode, Migration, SchemaError, migrations};
 pub use observer::{NoObserver, StatementObserver};
-pub use purges::{PendingPurge, PurgeRecord};
+pub use purges::{MAX_PURGES, PendingPurge, PurgeRecord};
 pub use status::{ClusterSnapshot, EntrySnapshot, Totals};
 pub use writer::{Committed, Pending, Writer};
 

@@ -13,7 +13,7 @@ use super::{Database, DatabaseError, statements};
 
 /// Number of purges that are kept for disconnected edges. An edge that missed more asks its origins
 /// about all its entries.
-pub const MAX_PURGES: i64 = 1_000;
+pub const MAX_PURGES: u32 = 1_000;
 /// Sorts after every path, because paths are ASCII.
 const LAST: &str = "\u{10ffff}";
 

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     db::{
-        PendingPurge, PurgeRecord,
+        MAX_PURGES, PendingPurge, PurgeRecord,
         writer::{FinishPurge, RecordPurge},
     },
     sessions::{
@@ -255,9 +255,11 @@ pub async fn replay(
     last_purge: u64,
 ) -> Result<(), ServiceError> {
     let purges = cluster.database.purges().await?;
-    let is_complete = purges
-        .first()
-        .is_none_or(|oldest| oldest.number <= last_purge + 1);
+    // Otherwise purges that it missed may have been pruned.
+    let is_complete = purges.len() < MAX_PURGES as usize
+        || purges
+            .first()
+            .is_none_or(|oldest| oldest.number <= last_purge);
     let missed = purges.iter().filter(|it| it.number > last_purge);
     let everything = PurgeRecord {
         number: last_purge,

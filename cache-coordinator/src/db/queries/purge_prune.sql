@@ -1,1 +1,4 @@
-DELETE FROM cache_purges WHERE number <= $1 AND is_done
+-- Keeps the $1 newest.
+DELETE FROM cache_purges
+WHERE is_done
+  AND number <= (SELECT number FROM cache_purges ORDER BY number DESC OFFSET $1 LIMIT 1)

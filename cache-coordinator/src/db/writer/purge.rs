@@ -81,7 +81,7 @@ impl<C: GenericClient> Batch<'_, C> {
             .await?;
         let number: i64 = row.get(0);
         self.executor
-            .execute(statements::PURGE_PRUNE, &[&(number - MAX_PURGES)])
+            .execute(statements::PURGE_PRUNE, &[&i64::from(MAX_PURGES)])
             .await?;
         let record = PurgeRecord {
             number: number.unsigned_abs(),
