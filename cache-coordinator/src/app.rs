@@ -153,6 +153,7 @@ impl App {
             plan,
             registry,
             leadership,
+            lease_trouble: keeper.trouble(),
             step_down: keeper.step_down_handle(),
             sources: ArcSwap::default(),
             publishing: tokio::sync::Mutex::default(),

@@ -12,7 +12,7 @@ use service_kit::{
     tls::{self, ServerFiles},
 };
 
-use crate::db::MigrateMode;
+use crate::db::{MigrateMode, connect};
 
 /// The operator's settings.
 #[derive(Clone, Debug, clap::Args)]
@@ -113,6 +113,9 @@ impl config::Options for ServeOptions {
 
     fn check(&self, problems: &mut Problems) {
         self.telemetry.check(problems);
+        if let Err(reason) = connect::check(self.database_url.expose(), &connect::Process) {
+            problems.push("database-url", reason);
+        }
         let (cert, key) = (self.tls_cert.is_some(), self.tls_key.is_some());
         if cert != key {
             let missing = if cert { "tls-key" } else { "tls-cert" };
@@ -160,7 +163,7 @@ mod tests {
 
     #[test]
     fn defaults_are_the_contracts() {
-        let options = load(&["--database-url", "postgres://x"]).unwrap();
+        let options = load(&["--database-url", "postgres://u@x"]).unwrap();
         assert_eq!(options.listen.to_string(), "127.0.0.1:7400");
         assert_eq!(options.http_listen.to_string(), "127.0.0.1:7401");
         assert_eq!(options.chunk_size, 2 << 20);
@@ -173,7 +176,7 @@ mod tests {
             assert!(values.contains(part), "{part}: {values}");
         }
         let conflicts = load(&[
-            "--database-url=x",
+            "--database-url=postgres://u@x",
             "--listen=0.0.0.0:1",
             "--tls-client-ca=ca.pem",
         ])
@@ -187,7 +190,7 @@ mod tests {
     fn a_plain_listener_for_others_must_be_wanted() {
         let insecure = [
             "--database-url",
-            "x",
+            "postgres://u@x",
             "--listen",
             "0.0.0.0:1",
             "--insecure-listen",

@@ -17,7 +17,7 @@ use std::{
 
 use parking_lot::Mutex;
 use rustls::{ServerConfig, pki_types::CertificateDer};
-use service_kit::tls::Reloading;
+use service_kit::{open_files::AcceptFailures, tls::Reloading};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -67,6 +67,7 @@ pub fn accept(
     let (ready, receiver) = mpsc::channel(WAITING);
     let accepting = async move {
         let handshakes = Arc::new(Mutex::new(Handshakes::default()));
+        let mut failures = AcceptFailures::default();
         loop {
             let accepted = tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
@@ -75,7 +76,7 @@ pub fn accept(
             let (stream, address) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    failures.report(&error);
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }

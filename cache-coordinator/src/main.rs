@@ -7,7 +7,8 @@ use clap::ArgMatches;
 use service_kit::{
     config,
     health::{self, Listener},
-    shutdown::token_on_signal,
+    open_files,
+    shutdown::{self, token_on_signal},
     telemetry,
 };
 
@@ -42,6 +43,7 @@ fn serve(arguments: &ArgMatches) -> ExitCode {
         Ok(options) => options,
         Err(error) => return error.report(),
     };
+    open_files::raise_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -55,7 +57,7 @@ fn serve(arguments: &ArgMatches) -> ExitCode {
     match runtime.block_on(run(options)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("cache-coordinator: {error:#}");
+            shutdown::report("cache-coordinator", &error);
             ExitCode::FAILURE
         }
     }

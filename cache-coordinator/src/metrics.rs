@@ -17,7 +17,7 @@ use prometheus_client::{
 };
 use scheduler::AskedAgain;
 use service_kit::metrics::{
-    Exposition, INTERNAL_SECONDS, MetricFamily, families, register_build_info,
+    Exposition, INTERNAL_SECONDS, MetricFamily, families, register_build_info, register_log_lines,
 };
 
 use crate::db::{DatabaseError, StatementObserver, writer::WriterObserver};
@@ -169,6 +169,7 @@ impl Metrics {
         self.asked_again(AskedAgain::default());
         let registry = &mut self.registry;
         register_build_info(registry, env!("CARGO_PKG_VERSION"));
+        register_log_lines(registry);
         registry.register("sessions", "Open edge sessions", self.sessions.clone());
         registry.register(
             "sessions_ended",

@@ -14,8 +14,8 @@ use anyhow::Context;
 use chunkcache_proto::{Geometry, v1};
 use prometheus_client::registry::Registry;
 use service_kit::{
-    metrics::register_build_info,
-    route,
+    metrics::{register_build_info, register_log_lines},
+    open_files, route,
     shutdown::{TaskSet, token_on_signal},
     systemd,
     telemetry::{LogSender, MetricSender},
@@ -40,8 +40,8 @@ use crate::{
     readers::{DemandRegistry, IncomingChunks},
     resolve::{Bindings, EdgeObjects, Parts, peer_handler::Peers},
     server::{
-        self, AccessLog, KeyFiles, Metrics, Server, Settings, SigningKeys, Steering, TlsConfig,
-        sent_bytes::ByteSource,
+        self, AccessLog, KeyFiles, Limits, Metrics, Server, Settings, SigningKeys, Steering,
+        TlsConfig, sent_bytes::ByteSource,
     },
     upstream::{
         Catalogue, Client, counters::Counters, loops::LoopMarks, peer::PeerKeys,
@@ -294,6 +294,7 @@ impl Totals for EdgeTotals {
 /// `cache-edge serve`: runs until a signal, then drains.
 pub async fn serve(options: Options, fetch: Workers) -> anyhow::Result<()> {
     let signal = token_on_signal()?;
+    let open_files = open_files::raise_limit();
     let store = open_store(&options).await?;
     let listener = bind(options.listen, "--listen").await?;
     let admin_listener = bind(options.admin_listen, "--admin-listen").await?;
@@ -312,6 +313,7 @@ pub async fn serve(options: Options, fetch: Workers) -> anyhow::Result<()> {
 
     let mut registry = Registry::with_prefix("cache_edge");
     register_build_info(&mut registry, env!("CARGO_PKG_VERSION"));
+    register_log_lines(&mut registry);
     let metrics = Metrics::new(&mut registry);
     let edge = Edge::build(&options, store.clone(), fetch)?;
 
@@ -334,6 +336,7 @@ pub async fn serve(options: Options, fetch: Workers) -> anyhow::Result<()> {
     settings.cors = options.players.cors();
     settings.cmsd = options.players.cmsd;
     settings.limits = options.players.limits();
+    bound_connections(&mut settings.limits, open_files);
     settings.timeouts = options.players.timeouts();
     settings.proxies = options.players.proxies();
     settings.signed_urls = signing_keys(options.players.key_files())?;
@@ -405,6 +408,21 @@ pub(crate) async fn open_store(options: &Options) -> anyhow::Result<Store> {
         group_sync_window: GROUP_SYNC_WINDOW,
     };
     Ok(tokio::task::spawn_blocking(move || Store::open(store_options)).await??)
+}
+
+/// Half of the open files may be clients' connections: the others are files, and connections to
+/// origins.
+fn bound_connections(limits: &mut Limits, open_files: u64) {
+    let bound = usize::try_from(open_files / 2).unwrap_or(usize::MAX);
+    if bound < limits.connections {
+        tracing::warn!(
+            open_files,
+            connections = bound,
+            "fewer connections than --max-connections: raise the limit of open files (LimitNOFILE=, \
+             ulimit -n) to at least twice as many"
+        );
+        limits.connections = bound;
+    }
 }
 
 /// Opens the access log; reopens its file on each SIGHUP, for log rotation.
@@ -501,4 +519,18 @@ fn signing_keys(files: Option<KeyFiles>) -> anyhow::Result<Option<SigningKeys>> 
     // Ends with the process, like the task for certificates.
     tokio::spawn(keys.clone().watch(tls::CHECK_INTERVAL));
     Ok(Some(keys))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_bound_connections() {
+        let mut limits = Limits::default();
+        bound_connections(&mut limits, u64::MAX);
+        assert_eq!(limits.connections, Limits::default().connections);
+        bound_connections(&mut limits, 1024);
+        assert_eq!(limits.connections, 512);
+    }
 }

@@ -7,7 +7,7 @@ use clap::Command;
 use service_kit::{
     config::{self, EXIT_USAGE},
     health::{self, Listener},
-    shell, telemetry, tls,
+    shell, shutdown, telemetry, tls,
 };
 
 /// The listener that answers `/livez`.
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
     match run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("cache-edge: {error:#}");
+            shutdown::report("cache-edge", &error);
             ExitCode::FAILURE
         }
     }

@@ -9,6 +9,7 @@ use chunkcache_tests::cluster::directory;
 use chunkcache_tests::http::Call;
 use chunkcache_tests::services::program;
 use chunkcache_tests::{Cluster, ClusterOptions, Edge, MIB, Object, content, eventually, ports};
+use rustix::process::Signal;
 
 fn run(name: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     // A start that should have failed must not hang the test.
@@ -306,6 +307,121 @@ fn a_database_of_a_newer_schema_ends_the_start() {
     assert!(status.code().is_some_and(|code| code != 0), "{status:?}");
     let log = cluster.coordinator.process().output();
     assert!(log.contains("9999"), "{log}");
+}
+
+#[test]
+fn a_database_of_another_encoding_ends_the_start() {
+    let cluster = Cluster::start();
+    cluster
+        .postgres
+        .query("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0");
+    let database = format!(
+        "postgres://postgres@127.0.0.1:{}/latin",
+        cluster.postgres.port()
+    );
+    let listen = format!("--listen={}", ports::reserve());
+    let http = format!("--http-listen={}", ports::reserve());
+    let output = run(
+        "cache-coordinator",
+        &["serve", "--database-url", &database, &listen, &http],
+        &[],
+    );
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = text(&output);
+    assert!(said.contains("LATIN1") && said.contains("UTF8"), "{said}");
+}
+
+/// PostgreSQL 15 lets nobody but the owner of a database create tables in it.
+#[test]
+fn missing_rights_end_the_start_and_are_named_last() {
+    let cluster = Cluster::start();
+    let postgres = &cluster.postgres;
+    postgres.query("CREATE ROLE guest LOGIN");
+    postgres.query("CREATE DATABASE other");
+    let database = format!("postgres://guest@127.0.0.1:{}/other", postgres.port());
+    let listen = format!("--listen={}", ports::reserve());
+    let http = format!("--http-listen={}", ports::reserve());
+    let output = run(
+        "cache-coordinator",
+        &["serve", "--database-url", &database, &listen, &http],
+        &[],
+    );
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = text(&output);
+    let last = said.trim_end().lines().last().unwrap_or_default();
+    let reason = "the database can not be used: permission denied for schema public";
+    assert!(last.ends_with(reason), "{said}");
+    assert_eq!(last.matches(reason).count(), 1, "{said}");
+}
+
+#[test]
+fn a_wrong_connection_string_is_a_wrong_option() {
+    for (database, expected) in [
+        ("postgres://app:s3c/ret@127.0.0.1/db", "percent-encoded"),
+        ("postgres://app:s3c?ret@127.0.0.1/db", "percent-encoded"),
+        ("host=h user=u port=s3cret", "not a port"),
+        ("host=h user=u sslmode=always", "sslmode"),
+    ] {
+        let output = run(
+            "cache-coordinator",
+            &["serve", "--database-url", database],
+            &[],
+        );
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(2), "{database}: {said}");
+        assert!(
+            said.contains("database-url") && said.contains(expected),
+            "{said}"
+        );
+        assert!(!said.contains("ret@") && !said.contains("s3c"), "{said}");
+    }
+}
+
+#[test]
+fn settings_of_the_role_change_nothing() {
+    let mut cluster = Cluster::prepare(ClusterOptions::default());
+    cluster.postgres.start_again();
+    cluster.postgres.query(
+        "ALTER ROLE postgres SET standard_conforming_strings = off;
+         ALTER ROLE postgres SET default_transaction_isolation = 'serializable';
+         ALTER ROLE postgres SET idle_session_timeout = '1s';
+         ALTER ROLE postgres SET lock_timeout = '10ms'",
+    );
+    cluster.coordinator.start();
+    assert_eq!(cluster.coordinator.terminate().code(), Some(0));
+}
+
+/// As in a container without ca-certificates.
+#[test]
+fn without_authorities_other_origins_are_served() {
+    let mut cluster = Cluster::start();
+    let target = cluster.put("/a.mp4", Object::generated(1, 1_000));
+    assert_eq!(cluster.edge_mut().terminate().code(), Some(0));
+    let (file, folder) = (
+        cluster.directory.path().join("no-authorities"),
+        cluster.directory.path().join("none"),
+    );
+    fs::write(&file, "").unwrap();
+    fs::create_dir(&folder).unwrap();
+    let edge = cluster.edge_mut();
+    for (name, path) in [("SSL_CERT_FILE", file), ("SSL_CERT_DIR", folder)] {
+        let variable = (name.to_owned(), path.display().to_string());
+        edge.environment.push(variable);
+    }
+    edge.start();
+    cluster.edge().get(&target).expect(200);
+}
+
+/// Log rotation and reloads send it.
+#[test]
+fn a_hangup_ends_no_process() {
+    let mut cluster = Cluster::start();
+    let target = cluster.put("/a.mp4", Object::generated(1, 1_000));
+    cluster.coordinator.process().signal(Signal::HUP);
+    cluster.edge_mut().process().signal(Signal::HUP);
+    cluster.edge().get(&target).expect(200);
+    assert_eq!(cluster.edge_mut().terminate().code(), Some(0));
+    assert_eq!(cluster.coordinator.terminate().code(), Some(0));
 }
 
 #[test]

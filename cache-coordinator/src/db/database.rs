@@ -31,6 +31,8 @@ const GRACE: Duration = Duration::from_secs(2);
 /// Maximum age of a connection: meanwhile its server may have been demoted, or the name may point
 /// elsewhere.
 const MAX_AGE: Duration = Duration::from_secs(600);
+/// Encodings that store every character.
+const ENCODINGS: [&str; 2] = ["UTF8", "SQL_ASCII"];
 /// A coordinator that stops in the middle of a transaction (SIGSTOP, a cut network) holds the lease
 /// row's lock. The server ends its transaction after this time, well within the five seconds of a
 /// takeover.
@@ -217,6 +219,7 @@ impl Database {
 
     async fn prepare(&self, mode: MigrateMode) -> Result<usize, SchemaError> {
         self.refuse_pooler().await?;
+        self.refuse_encoding().await?;
         migrations::prepare(self, mode).await
     }
 
@@ -229,6 +232,19 @@ impl Database {
             None => Ok(()),
             Some(reason) => Err(DatabaseError::Unusable(reason)),
         }
+    }
+
+    /// Refuses a database that cannot store every character: a change or a question with one would
+    /// fail later, by itself.
+    async fn refuse_encoding(&self) -> Result<(), DatabaseError> {
+        let encoding = self.setting("server_encoding").await?;
+        if ENCODINGS.contains(&encoding.as_str()) {
+            return Ok(());
+        }
+        Err(DatabaseError::Unusable(format!(
+            "its encoding is {encoding}, not UTF8: make it with createdb --template=template0 \
+             --encoding=UTF8"
+        )))
     }
 
     /// Whether connections are encrypted.

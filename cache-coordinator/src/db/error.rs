@@ -136,6 +136,7 @@ impl From<tokio_postgres::Error> for DatabaseError {
                 sqlstate: state.code().to_owned(),
                 reason,
             },
+            Class::Rights => Self::Unusable(reason),
             Class::Ours => Self::Internal(format!("{reason} (SQLSTATE {})", state.code())),
         }
     }
@@ -155,7 +156,9 @@ pub(super) enum Class {
     Conflict,
     /// This change is refused, whoever sends it and whenever.
     Change,
-    /// The statement itself, the schema or the rights are wrong.
+    /// The role lacks a right, or has no schema to use: an operator must change that.
+    Rights,
+    /// The statement itself or the schema is wrong.
     Ours,
 }
 
@@ -171,6 +174,8 @@ pub(super) fn classify(sqlstate: &str) -> Class {
         "23503" | "23505" | "23P01" => return Class::Conflict,
         // A missing prepared statement: the connection was replaced without our knowledge.
         "26000" => return Class::Later,
+        // insufficient_privilege, invalid_schema_name (of the search_path).
+        "42501" | "3F000" => return Class::Rights,
         _ => {}
     }
     match sqlstate.get(..2).unwrap_or_default() {
@@ -190,7 +195,9 @@ pub(super) fn is_permanent_at_start(sqlstate: &str) -> bool {
         _ if sqlstate.starts_with("57P") || sqlstate.starts_with("53") => false,
         // The database may be created later, as a server may be started later.
         "3D000" => false,
-        _ => matches!(classify(sqlstate), Class::Ours) || sqlstate.starts_with("28"),
+        _ => {
+            matches!(classify(sqlstate), Class::Ours | Class::Rights) || sqlstate.starts_with("28")
+        }
     }
 }
 
@@ -279,7 +286,8 @@ mod tests {
             ("22003", Class::Change),
             ("23514", Class::Change),
             ("42P01", Class::Ours),
-            ("42501", Class::Ours),
+            ("42501", Class::Rights),
+            ("3F000", Class::Rights),
             ("XX001", Class::Ours),
             ("", Class::Ours),
         ] {

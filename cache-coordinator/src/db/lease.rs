@@ -66,6 +66,8 @@ pub struct LeaseKeeper {
     address: String,
     times: LeaseTimes,
     leadership: watch::Sender<Leadership>,
+    /// Why the lease can be neither read nor taken.
+    trouble: watch::Sender<Option<String>>,
     step_down: watch::Sender<u64>,
 }
 
@@ -122,8 +124,15 @@ impl LeaseKeeper {
             address,
             times,
             leadership,
+            trouble: watch::Sender::new(None),
             step_down,
         }
+    }
+
+    /// Why the lease can be neither read nor taken; `None`: it can.
+    #[must_use]
+    pub fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.trouble.subscribe()
     }
 
     #[must_use]
@@ -149,7 +158,9 @@ impl LeaseKeeper {
     pub async fn run(self, cancel: CancellationToken) {
         let mut requests = self.step_down.subscribe();
         loop {
-            let pause = match self.look().await {
+            let looked = self.look().await;
+            self.note_trouble(looked.as_ref().err().map(ToString::to_string));
+            let pause = match looked {
                 Ok(Some((term, until))) => {
                     self.publish(Leadership::Leader { term });
                     tracing::info!(term, "leading");
@@ -161,10 +172,7 @@ impl LeaseKeeper {
                     }
                 }
                 Ok(None) => jittered(self.times.poll_every),
-                Err(error) => {
-                    tracing::debug!("lease: {error}");
-                    jittered(self.times.renew_every)
-                }
+                Err(_) => jittered(self.times.renew_every),
             };
             tokio::select! {
                 () = cancel.cancelled() => return,
@@ -305,6 +313,17 @@ impl LeaseKeeper {
                 "the database did not answer in time",
             )),
         }
+    }
+
+    fn note_trouble(&self, now: Option<String>) {
+        self.trouble.send_if_modified(|before| {
+            let is_new = *before != now;
+            if is_new && let Some(reason) = &now {
+                tracing::warn!("the lease can not be taken: {reason}");
+            }
+            *before = now;
+            is_new
+        });
     }
 
     fn publish(&self, now: Leadership) {

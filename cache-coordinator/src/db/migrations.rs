@@ -182,7 +182,7 @@ async fn apply_next(database: &Database, known: &[Migration]) -> Result<bool, Sc
 impl DatabaseError {
     fn in_migration(self, migration: &Migration) -> Self {
         match self {
-            unavailable @ Self::Unavailable { .. } => unavailable,
+            known @ (Self::Unavailable { .. } | Self::Unusable(_)) => known,
             other => Self::Internal(format!(
                 "migration {} ({}): {other}",
                 migration.version, migration.name

@@ -8,7 +8,7 @@
 
 mod changes;
 mod chunks;
-mod connect;
+pub(crate) mod connect;
 mod database;
 mod edges;
 mod entries;

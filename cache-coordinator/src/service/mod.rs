@@ -58,6 +58,8 @@ pub struct Cluster {
     pub registry: Arc<Registry>,
     /// Whether this coordinator leads.
     pub leadership: channel::Receiver<Leadership>,
+    /// Why the lease can be neither read nor taken.
+    pub lease_trouble: channel::Receiver<Option<String>>,
     /// Gives up the leadership.
     pub step_down: StepDown,
     /// The sources as in the table: read at the start of a term, changed together with the table.

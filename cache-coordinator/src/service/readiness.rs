@@ -37,7 +37,13 @@ pub async fn readiness(cluster: &Cluster) -> Readiness {
         Leadership::Standby {
             leader_address: None,
         } => {
-            reasons.push("no leader is known yet".to_owned());
+            let trouble = cluster.lease_trouble.borrow().clone();
+            reasons.push(match trouble {
+                Some(reason) => {
+                    format!("no leader is known, and the lease can not be taken: {reason}")
+                }
+                None => "no leader is known yet".to_owned(),
+            });
             "standby"
         }
     };

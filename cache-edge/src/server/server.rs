@@ -17,6 +17,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use service_kit::open_files::AcceptFailures;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -191,6 +192,7 @@ impl<O: Objects> Server<O> {
         let workers = WorkerPool::start("serve", count)?;
         let tasks = TaskTracker::new();
         let cut = CancellationToken::new();
+        let mut failures = AcceptFailures::default();
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -226,7 +228,7 @@ impl<O: Objects> Server<O> {
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
-                    tracing::error!(%error, "can not accept connections at the moment");
+                    failures.report(&error);
                     tokio::select! {
                         () = shutdown.cancelled() => break,
                         () = tokio::time::sleep(ACCEPT_RETRY) => {}

@@ -6,6 +6,7 @@
 pub mod config;
 pub mod health;
 pub mod metrics;
+pub mod open_files;
 pub mod route;
 pub mod shell;
 pub mod shutdown;

@@ -7,6 +7,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use crate::telemetry::dropped_log_lines;
+
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -60,6 +62,15 @@ pub fn register_build_info(registry: &mut Registry, version: &str) {
         })
         .set(1);
     registry.register("build_info", "The version that runs, always 1", family);
+}
+
+/// Adds `NAME_log_dropped_lines_total`.
+pub fn register_log_lines(registry: &mut Registry) {
+    registry.register(
+        "log_dropped_lines",
+        "Log lines that standard error did not take in time",
+        dropped_log_lines(),
+    );
 }
 
 /// Encodes all metrics: as OpenMetrics if `accept`, the request's header, names it, otherwise as

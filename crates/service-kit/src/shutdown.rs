@@ -2,6 +2,7 @@
 //! period.
 
 use std::future::Future;
+use std::io::Write as _;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -9,10 +10,12 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 /// A token that SIGTERM or SIGINT cancels. A second signal of the same kind has no effect: the
-/// grace period limits the shutdown.
+/// grace period limits the shutdown. SIGHUP, which log rotation and reloads send, ends no process.
 pub fn token_on_signal() -> std::io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    // Registered for good: from now on it has no effect beyond that of its other receivers.
+    drop(signal(SignalKind::hangup())?);
     let token = CancellationToken::new();
     let cancel = token.clone();
     tokio::spawn(async move {
@@ -25,6 +28,24 @@ pub fn token_on_signal() -> std::io::Result<CancellationToken> {
         cancel.cancel();
     });
     Ok(token)
+}
+
+/// An error and its causes on one line, each once: many errors name their cause themselves.
+#[must_use]
+pub fn describe(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            let separator = if text.is_empty() { "" } else { ": " };
+            text.extend([separator, &cause]);
+        }
+    }
+    text
+}
+
+/// Reports why a process ends. Its standard error may be closed.
+pub fn report(program: &str, error: &anyhow::Error) {
+    let _ = writeln!(std::io::stderr(), "{program}: {}", describe(error));
 }
 
 /// Why a process ended other than by request.
@@ -89,9 +110,13 @@ impl TaskSet {
         let drained = tokio::time::timeout(grace, async {
             while let Some(ended) = self.next_ended().await {
                 // A clean end was requested, and is no failure.
-                if !matches!(ended, TaskFailure::EndedEarly { .. }) {
-                    tracing::error!(error = %ended, "a task failed while shutting down");
-                    failure.get_or_insert(ended);
+                if matches!(ended, TaskFailure::EndedEarly { .. }) {
+                    continue;
+                }
+                tracing::error!(error = %ended, "a task failed while shutting down");
+                // A task that ended too early may have ended because this one failed.
+                if matches!(failure, None | Some(TaskFailure::EndedEarly { .. })) {
+                    failure = Some(ended);
                 }
             }
         })
@@ -170,6 +195,35 @@ mod tests {
             "{failure}"
         );
         assert!(token.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn the_cause_is_named_before_its_consequence() {
+        let token = CancellationToken::new();
+        let mut tasks = TaskSet::new(token.clone());
+        let (failing, seen) = tokio::sync::oneshot::channel::<()>();
+        tasks.spawn("follows", async move {
+            let _ = seen.await;
+            Ok(())
+        });
+        tasks.spawn("fails", async move {
+            drop(failing);
+            // The other one is joined first.
+            tokio::task::yield_now().await;
+            token.cancelled().await;
+            anyhow::bail!("no rights")
+        });
+        let failure = tasks.run(GRACE).await.unwrap_err();
+        assert_eq!(failure.to_string(), "task fails failed: no rights");
+    }
+
+    #[test]
+    fn a_cause_is_described_once() {
+        let inner = anyhow::anyhow!("disk is full").context("can not write: disk is full");
+        assert_eq!(
+            describe(&inner.context("at the start")),
+            "at the start: can not write: disk is full"
+        );
     }
 
     #[tokio::test]

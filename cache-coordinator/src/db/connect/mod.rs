@@ -68,6 +68,14 @@ pub(super) enum Roots {
     File(PathBuf),
 }
 
+/// Whether a connection string can be read. The files of TLS are read later.
+pub fn check(text: &str, around: &dyn Surroundings) -> Result<(), String> {
+    let parameters = string::read(text, around)?;
+    config_of(&parameters, around)?;
+    encryption_of(&parameters, around)?;
+    Ok(())
+}
+
 /// Makes connections; one for all pools.
 #[derive(Clone)]
 pub struct Connector {
@@ -251,7 +259,8 @@ fn set_hosts(
         let port = if port.is_empty() { "5432" } else { port };
         let number = port
             .parse()
-            .map_err(|_| format!("port: {port:?} is not a port"))?;
+            // Not repeated: it may be a password of a URL without a host.
+            .map_err(|_| "port: what is given is not a port, 1 to 65535")?;
         config.port(number);
     }
     Ok(count)

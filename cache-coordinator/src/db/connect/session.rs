@@ -10,7 +10,8 @@ use super::super::DatabaseError;
 /// Sets the time-outs, and the plans that the contract tests show: made once, by indexes. A plan made
 /// while a table is small and without statistics would read it whole, and be kept while it grows;
 /// and planning a look-up anew takes ten times as long as the look-up. By statements instead of start-up options, which poolers refuse or silently
-/// ignore. Refuses a read-only server, which was demoted or is not promoted yet.
+/// ignore. Settings of the role or the database that would change what statements mean, or end
+/// sessions and statements, are set back. Refuses a read-only server, which was demoted or is not promoted yet.
 pub async fn prepare_session(
     client: &Client,
     statement_timeout: Duration,
@@ -21,7 +22,9 @@ pub async fn prepare_session(
         .batch_execute(&format!(
             "SET client_min_messages = warning; SET statement_timeout = {}; \
              SET idle_in_transaction_session_timeout = {}; SET enable_seqscan = off; \
-             SET plan_cache_mode = force_generic_plan; SET jit = off",
+             SET plan_cache_mode = force_generic_plan; SET jit = off; \
+             SET standard_conforming_strings = on; SET lock_timeout = 0; \
+             SET idle_session_timeout = 0; SET default_transaction_isolation = 'read committed'",
             statement_timeout.as_millis(),
             idle_in_transaction.as_millis(),
         ))

@@ -128,6 +128,16 @@ fn check_keyword(keyword: &str) -> Result<(), String> {
 fn read_url(text: &str) -> Result<Parameters, String> {
     let mut parameters = Parameters::new();
     let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (before, after) = rest.split_at(end);
+    // A password that is cut off looks like a port. Messages do not repeat it.
+    let is_cut_off = |(_, port): (&str, &str)| {
+        port.starts_with(|first: char| !first.is_ascii_digit() && first != ':')
+    };
+    let has_user = before.contains('@') || !after.contains('@');
+    if !has_user && before.split_once(':').is_some_and(is_cut_off) {
+        return Err("a / or ? in a password is percent-encoded in a URL: %2F, %3F".to_owned());
+    }
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
     let (user, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
@@ -162,7 +172,7 @@ fn read_url(text: &str) -> Result<Parameters, String> {
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (keyword, value) = pair
             .split_once('=')
-            .ok_or_else(|| format!("{pair:?} has no value"))?;
+            .ok_or("what follows ? is keyword=value; in a password, ? is percent-encoded: %3F")?;
         // As in JDBC.
         let (keyword, value) = match (keyword, value) {
             ("ssl", "true") => ("sslmode", "require"),

@@ -90,6 +90,22 @@ fn both_forms_say_the_same() {
         ),
         ("host='h", "error: a quoted value has no closing quote"),
         (
+            "postgres://u:pass/word@h/db",
+            "error: a / or ? in a password is percent-encoded in a URL: %2F, %3F",
+        ),
+        (
+            "postgres://u:pass?word@h/db",
+            "error: a / or ? in a password is percent-encoded in a URL: %2F, %3F",
+        ),
+        (
+            "postgres://u:p@ss?word@h/db",
+            "error: what follows ? is keyword=value; in a password, ? is percent-encoded: %3F",
+        ),
+        (
+            "postgres://a:1,b:2/db?user=u@x",
+            "dbname=db host=a,b port=1,2 user=u@x",
+        ),
+        (
             "postgres://[::1/db",
             "error: an IPv6 address needs a closing ]",
         ),

@@ -4,12 +4,14 @@
 //! The OpenTelemetry layer is always installed, so that a caller's `traceparent` is passed on even
 //! if nothing is exported. Logs go to standard error: standard output belongs to commands.
 
+mod lines;
 mod logs;
 mod metrics;
 mod otlp;
 mod propagation;
 
 use std::io::IsTerminal as _;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -17,12 +19,15 @@ use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_sdk::logs::SdkLoggerProvider;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use prometheus_client::metrics::counter::Counter;
 use tracing_subscriber::filter::{FilterExt, LevelFilter, filter_fn};
 use tracing_subscriber::layer::{Filter, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::config::{parse_ratio, parse_url};
+
+use lines::LogLines;
 
 pub use logs::{LogRecord, LogSender};
 pub use metrics::MetricSender;
@@ -58,6 +63,12 @@ pub fn exports() -> bool {
     EXPORTS.load(Ordering::Relaxed)
 }
 
+/// Number of log lines that were not written: standard error did not take them in time.
+pub fn dropped_log_lines() -> Counter {
+    static DROPPED: OnceLock<Counter> = OnceLock::new();
+    DROPPED.get_or_init(Counter::default).clone()
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     #[error("export to the OpenTelemetry collector can not be set up: {0}")]
@@ -66,6 +77,8 @@ pub enum TelemetryError {
     Endpoint(String),
     #[error("log filter is not right: {0}")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
+    #[error("the thread that writes log lines can not be started: {0}")]
+    Thread(#[from] std::io::Error),
     #[error("telemetry is set up already")]
     AlreadySet(#[from] tracing_subscriber::util::TryInitError),
 }
@@ -103,11 +116,14 @@ pub enum LogFormat {
 pub struct Telemetry {
     traces: SdkTracerProvider,
     logs: Option<SdkLoggerProvider>,
+    lines: LogLines,
 }
 
 impl Telemetry {
-    /// Exports the rest, within a few seconds. The process is ending: errors are logged only.
+    /// Exports and writes the rest, within a few seconds. The process is ending: errors are logged
+    /// only.
     pub async fn shutdown(self) {
+        let lines = self.lines;
         let stop = move || {
             let traces = self.traces.shutdown_with_timeout(EXPORT_TIMEOUT);
             let logs = self
@@ -120,6 +136,8 @@ impl Telemetry {
             Ok(Err(error)) => tracing::warn!(%error, "the last traces or logs were not sent"),
             Err(error) => tracing::warn!(%error, "the last traces or logs were not sent"),
         }
+        // Fails only if it panics.
+        let _ = tokio::task::spawn_blocking(move || lines.close()).await;
     }
 }
 
@@ -131,7 +149,9 @@ pub fn init(
 ) -> Result<Telemetry, TelemetryError> {
     let provider = tracer_provider(service, instance, options)?;
     let exported = logger_provider(service, instance, options)?;
-    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = LogLines::start(std::io::stderr(), dropped_log_lines())?;
+    let writer = lines.clone();
+    let logs = tracing_subscriber::fmt::layer().with_writer(move || writer.clone());
     let logs = if options.log_format == LogFormat::Json {
         logs.json().flatten_event(true).boxed()
     } else {
@@ -157,6 +177,7 @@ pub fn init(
     Ok(Telemetry {
         traces: provider,
         logs: exported,
+        lines,
     })
 }
 
@@ -267,7 +288,13 @@ mod tests {
             };
             let traces = tracer_provider("test", "one", &options).unwrap();
             let logs = logger_provider("test", "one", &options).unwrap();
-            Telemetry { traces, logs }.shutdown().await;
+            let lines = LogLines::start(std::io::sink(), Counter::default()).unwrap();
+            let telemetry = Telemetry {
+                traces,
+                logs,
+                lines,
+            };
+            telemetry.shutdown().await;
         }
     }
 }
