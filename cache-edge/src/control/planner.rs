@@ -29,6 +29,8 @@ const OWN_BUDGET: Duration = Duration::from_millis(40);
 const PATIENT_BUDGET: Duration = Duration::from_millis(500);
 /// Limit of local fetches at a time: an outage of the coordinator must not flood the origin.
 pub(super) const MAX_LOCAL: usize = 64;
+/// Changes that no reader waits for are gathered for this long.
+const GATHERING: Duration = Duration::from_millis(10);
 /// Shortest time between two checks of waiting readers.
 const LEAST_INTERVAL: Duration = Duration::from_millis(2);
 const TICK: Duration = Duration::from_millis(500);
@@ -54,10 +56,11 @@ impl Planner {
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = self.demand.waiting_changed() => {}
+                () = self.demand.plan_due(GATHERING) => {}
                 () = tokio::time::sleep(wait) => {}
             }
             let begun = Instant::now();
+            self.demand.begin_plan();
             wait = self.plan(&mut joined);
             // With many readers, one check serves many wake-ups.
             let rest = (begun.elapsed() * 4).max(LEAST_INTERVAL);

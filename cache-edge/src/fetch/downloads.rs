@@ -187,7 +187,8 @@ impl Downloads {
         state.fetches.insert(assignment.id, fetch);
         self.0.ordered.notify_waiters();
         // The caller has just received the answer's head: its connection is on this worker.
-        let run = self.clone().run(assignment, handle, Some(opened));
+        // Its announcement has just said that it runs.
+        let run = self.clone().carry_out(assignment, handle, Some(opened));
         self.0.workers.spawn_here(run);
         self.settle(state);
     }
@@ -272,6 +273,15 @@ impl Downloads {
         opened: Option<OpenAnswer>,
     ) {
         self.report(assignment.id, v1::fetch_report::State::Started, 0, None);
+        self.carry_out(assignment, handle, opened).await;
+    }
+
+    async fn carry_out(
+        self,
+        assignment: Assignment,
+        handle: Arc<FetchHandle>,
+        opened: Option<OpenAnswer>,
+    ) {
         let end = self.0.fetcher.run(&assignment, &handle, opened).await;
         if !matches!(end, RunEnd::Paused(_)) {
             self.0.fetcher.connection_closed(&assignment).await;

@@ -11,7 +11,6 @@ use std::{
 
 use chunkcache_proto::{ByteRange, EntryId, v1};
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::Notify;
 
 use crate::core::{
     consumption::{Consumption, PlayerReport},
@@ -20,7 +19,10 @@ use crate::core::{
 };
 use chunk_store::EntryFile;
 
+mod gathering;
 mod positions;
+
+use gathering::Gathered;
 
 /// A reader that took nothing for this long keeps its position but wants no fetch.
 const PAUSED_AFTER: Duration = Duration::from_secs(30);
@@ -69,27 +71,10 @@ pub struct DemandRegistry {
     begun: Instant,
     next_id: AtomicU64,
     inner: Mutex<Inner>,
-    told: Arc<Observers>,
     /// 0: the coordinator decides.
     lookahead_chunks: u32,
     /// Upper bound of the lookahead, as playback time.
     longest_lookahead: Duration,
-}
-
-/// Wakes the parts that must check the readers again.
-#[derive(Default)]
-struct Observers {
-    /// For the session.
-    changed: Notify,
-    /// For the edge's own planner.
-    waiting_changed: Notify,
-}
-
-impl Observers {
-    fn tell(&self) {
-        self.changed.notify_one();
-        self.waiting_changed.notify_one();
-    }
 }
 
 #[derive(Default)]
@@ -102,15 +87,16 @@ struct Inner {
     closed: Vec<u64>,
     closed_overflow: bool,
     viewer_positions: ViewerPositions,
-    /// A waiting reader has not been reported to the coordinator yet.
-    urgent: bool,
-    /// Since when there has been something to report.
-    changed_at: Option<Instant>,
+    /// What is not reported to the coordinator yet; urgent: a reader waits.
+    to_report: Gathered,
+    /// What the edge's own planner has not seen; likewise.
+    to_plan: Gathered,
 }
 
 impl Inner {
     fn touch(&mut self) {
-        self.changed_at.get_or_insert_with(Instant::now);
+        self.to_report.add(false);
+        self.to_plan.add(false);
     }
 
     /// The reader no longer wants anything.
@@ -148,7 +134,6 @@ impl Default for DemandRegistry {
             begun: Instant::now(),
             next_id: AtomicU64::new(1),
             inner: Mutex::default(),
-            told: Arc::default(),
             lookahead_chunks: 0,
             longest_lookahead: DEFAULT_LONGEST_LOOKAHEAD,
         }
@@ -240,8 +225,6 @@ impl DemandRegistry {
         inner.readers.insert(state.id, state.clone());
         inner.dirty.insert(state.id);
         inner.touch();
-        drop(inner);
-        self.told.tell();
     }
 
     pub fn close(&self, id: u64) {
@@ -258,8 +241,7 @@ impl DemandRegistry {
                 inner.forget(&reader);
             }
         }
-        drop(inner);
-        self.told.tell();
+        inner.to_plan.add(false);
     }
 
     /// Records that the reader is blocked at `position`, and reports it at once.
@@ -275,17 +257,20 @@ impl DemandRegistry {
 
     fn block_at(&self, reader: &ReaderState, position: u64, is_urgent: bool) {
         reader.position.store(position, Ordering::Relaxed);
-        if !reader.waiting.swap(true, Ordering::AcqRel) {
+        let is_new = !reader.waiting.swap(true, Ordering::AcqRel);
+        if is_new {
             reader.held_ms.store(0, Ordering::Relaxed);
             reader
                 .waiting_since_us
                 .store(self.now_us(), Ordering::Relaxed);
-            let mut inner = self.inner.lock();
-            inner.dirty.insert(reader.id);
-            inner.urgent |= is_urgent;
-            inner.touch();
         }
-        self.told.tell();
+        let mut inner = self.inner.lock();
+        if is_new {
+            inner.dirty.insert(reader.id);
+            inner.to_report.add(is_urgent);
+        }
+        // Also if it was woken in vain: what brought its bytes may have been given up.
+        inner.to_plan.add(is_urgent);
     }
 
     /// Records that the reader took `len` bytes up to `position`. `moved_on`: into another chunk,
@@ -299,7 +284,6 @@ impl DemandRegistry {
         let waited = reader.waiting.swap(false, Ordering::AcqRel);
         if waited || moved_on || reader.told_paused.load(Ordering::Relaxed) {
             self.mark(reader);
-            self.told.tell();
         }
     }
 
@@ -307,7 +291,6 @@ impl DemandRegistry {
     pub fn hint(&self, reader: &ReaderState, ranges: Vec<ByteRange>) {
         *reader.hints.lock() = ranges;
         self.mark(reader);
-        self.told.tell();
     }
 
     /// Records that the coordinator is responsible for the waits of these readers.
@@ -340,9 +323,10 @@ impl DemandRegistry {
             || inner.readers.values().any(|other| is_near(other))
             || inner.hinting().any(|other| is_near(other));
         if !is_wanted {
-            inner.urgent |= inner.changed_at.is_some();
-            drop(inner);
-            self.told.tell();
+            if !inner.to_report.is_empty() {
+                inner.to_report.add(true);
+            }
+            inner.to_plan.add(false);
         }
         is_wanted
     }
@@ -395,8 +379,7 @@ impl DemandRegistry {
         let dirty = std::mem::take(&mut inner.dirty);
         let closed = std::mem::take(&mut inner.closed);
         let complete = std::mem::take(&mut inner.closed_overflow) || everything;
-        inner.urgent = false;
-        inner.changed_at = None;
+        inner.to_report.take();
         if everything {
             // The coordinator took responsibility for these waits in an earlier session, which is
             // over.
@@ -426,28 +409,29 @@ impl DemandRegistry {
     /// `gathering`, so that other changes can join. Cancel safe, because it checks the state and
     /// ignores the cause of the wake-up.
     pub async fn due(&self, gathering: Duration) {
-        loop {
-            let changed = self.told.changed.notified();
-            let (urgent, since) = {
-                let inner = self.inner.lock();
-                (inner.urgent, inner.changed_at)
-            };
-            match since {
-                None => changed.await,
-                Some(since) => {
-                    let left = gathering.saturating_sub(since.elapsed());
-                    if urgent || left.is_zero() {
-                        return;
-                    }
-                    let _ = tokio::time::timeout(left, changed).await;
-                }
-            }
-        }
+        self.gathered(|inner| &inner.to_report, gathering).await;
     }
 
-    /// Returns when the waits change; for the edge's own planner. Cancel safe.
-    pub async fn waiting_changed(&self) {
-        self.told.waiting_changed.notified().await;
+    /// The same for the edge's own planner, until [`begin_plan`](Self::begin_plan).
+    pub async fn plan_due(&self, gathering: Duration) {
+        self.gathered(|inner| &inner.to_plan, gathering).await;
+    }
+
+    /// The planner looks at all readers after this.
+    pub fn begin_plan(&self) {
+        self.inner.lock().to_plan.take();
+    }
+
+    async fn gathered(&self, of: fn(&Inner) -> &Gathered, gathering: Duration) {
+        loop {
+            // A change from here on leaves its wake-up for the next wait.
+            let (left, wake) = of(&self.inner.lock()).wait(gathering);
+            match left {
+                None => wake.notified().await,
+                Some(Duration::ZERO) => return,
+                Some(left) => drop(tokio::time::timeout(left, wake.notified()).await),
+            }
+        }
     }
 
     /// How long the reader has waited.
@@ -502,7 +486,6 @@ impl DemandRegistry {
         for reader in self.all() {
             if self.view(&reader).paused && !reader.told_paused.load(Ordering::Relaxed) {
                 self.mark(&reader);
-                self.told.tell();
             }
         }
     }
@@ -521,9 +504,8 @@ impl DemandRegistry {
                 inner.forget(&reader);
             }
         }
-        drop(inner);
         if !expired.is_empty() {
-            self.told.tell();
+            inner.to_plan.add(false);
         }
     }
 

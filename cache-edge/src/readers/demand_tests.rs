@@ -139,7 +139,7 @@ fn a_viewer_that_seeks_on_another_connection_leaves_its_reader_at_once() {
     let run = ByteRange::new(42 << 20, 50 << 20);
     let there = ByteRange::new(80 << 20, 100 << 20);
     let sought = demand.open(&file, there, of_viewer(1));
-    assert!(demand.inner.lock().urgent, "without a delay");
+    assert!(demand.inner.lock().to_report.is_urgent(), "without a delay");
     let mut told: Vec<_> = demand.take_changes(false).readers;
     told.sort_by_key(|it| it.id);
     let told: Vec<_> = told.iter().map(|it| demand.message(it)).collect();
@@ -217,7 +217,10 @@ fn a_reader_whose_own_answer_comes_in_time_is_never_told() {
     let demand = DemandRegistry::default();
     let reader = demand.open(&file, ByteRange::new(0, 100), PlayerReport::default());
     demand.wait_for_answer_at(&reader, 0);
-    assert!(!demand.inner.lock().urgent, "its bytes are on their way");
+    assert!(
+        !demand.inner.lock().to_report.is_urgent(),
+        "its bytes are on their way"
+    );
     demand.advance(&reader, 100, 100, false);
     demand.close(reader.id);
     let changes = demand.take_changes(false);
@@ -230,7 +233,7 @@ fn a_reader_that_waits_for_somebody_to_fetch_is_told_at_once() {
     let demand = DemandRegistry::default();
     let reader = demand.open(&file, ByteRange::new(0, 100), PlayerReport::default());
     demand.wait_at(&reader, 0);
-    assert!(demand.inner.lock().urgent);
+    assert!(demand.inner.lock().to_report.is_urgent());
     assert_eq!(demand.take_changes(false).readers.len(), 1);
     demand.close(reader.id);
     assert_eq!(demand.take_changes(false).closed, [reader.id]);

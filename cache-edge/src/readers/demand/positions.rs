@@ -40,7 +40,7 @@ impl Inner {
             left.left_at.store(position, Ordering::Relaxed);
             left.held_ms.store(0, Ordering::Relaxed);
             self.dirty.insert(left.id);
-            self.urgent = true;
+            self.to_report.add(true);
         }
         Some((left.consumption.lock().give(), is_seek))
     }
