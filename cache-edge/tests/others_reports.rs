@@ -299,6 +299,55 @@ async fn a_digest_of_one_part_is_not_sent_with_another() {
     edge.stop().await;
 }
 
+/// RFC 9110, 7.6.1: what `Connection` names is for this edge, so the origin does not get it, and
+/// it selects nothing (souin 807, pingora 734).
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_names_as_its_connections_reaches_no_origin() {
+    let (_directory, origin, edge) = pair().await;
+    origin.script(|_, seen| echo(seen, &["ETag"]));
+    for named in ["close, X-Lang", "x-lang"] {
+        let headers = [("X-Lang", "de"), ("Connection", named)];
+        let answer = get_with(&edge, "/films/a", &headers).await;
+        assert_eq!(answer.body, b"", "as without the field");
+    }
+    let german = get_with(&edge, "/films/a", &[("X-Lang", "de")]).await;
+    assert_eq!(german.body, b"de");
+    edge.stop().await;
+}
+
+/// `Expires` counts from `Date`: of a stored object, both are the origin's time, and `Age` is not
+/// counted twice (rusty-http-cache-semantics 35).
+#[tokio::test(flavor = "multi_thread")]
+async fn expires_goes_with_the_date_that_it_counts_from() {
+    for validator in ["ETag: \"v1\"", "X-Kept: as a whole"] {
+        let (_directory, origin, edge) = pair().await;
+        origin.size.store(MIB, Ordering::SeqCst);
+        let date = |seconds: u64| {
+            let time = std::time::SystemTime::now() - std::time::Duration::from_secs(600);
+            httpdate::fmt_http_date(time + std::time::Duration::from_secs(seconds))
+        };
+        let fields = [
+            validator.to_owned(),
+            format!("Date: {}", date(0)),
+            format!("Expires: {}", date(3600)),
+        ];
+        origin.script(move |_, _| Act::With(fields.to_vec()));
+        for _ in 0..2 {
+            let answer = edge.get("/films/a", Some("bytes=0-9")).await;
+            let of = |name| httpdate::parse_http_date(answer.header(name)).unwrap();
+            let lifetime = of("expires").duration_since(of("date")).unwrap().as_secs();
+            assert!(
+                (3599..=3601).contains(&lifetime),
+                "{lifetime} {:?}",
+                answer.headers
+            );
+            let age: u64 = answer.header("age").parse().unwrap();
+            assert!((600..660).contains(&age), "{age}");
+        }
+        edge.stop().await;
+    }
+}
+
 /// Of a body without a length, an HTTP/1.0 client sees the end by the connection's end, so one that
 /// breaks off must not end cleanly (envoy 17186). nginx asks in HTTP/1.0 unless it is told not to.
 #[tokio::test(flavor = "multi_thread")]

@@ -170,6 +170,7 @@ pub(super) fn hand_on(
         headers.remove(name);
     }
     headers.remove("keep-alive");
+    headers.remove("proxy-connection");
     let comparison =
         stored.and_then(|file| Comparison::of(file, asking.counters.clone(), status, &headers));
     let (sender, receiver) = mpsc::channel(FRAMES);

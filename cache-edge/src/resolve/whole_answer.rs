@@ -219,6 +219,12 @@ impl EdgeObjects {
                 kept.append(name.clone(), value.clone());
             }
         }
+        if kept.contains_key(header::EXPIRES) {
+            let age = freshness::age_seconds(&freshness, now);
+            if let Ok(date) = HeaderValue::try_from(freshness::date(age, now)) {
+                kept.insert(header::DATE, date);
+            }
+        }
         let described = WholeDescription {
             key: key.clone(),
             status: passed.status,

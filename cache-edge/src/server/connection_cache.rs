@@ -9,7 +9,11 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderValue, request::Parts};
 use parking_lot::Mutex;
 
-use super::{metrics::Metrics, response::ResponseFields, sent_bytes::SentBytes};
+use super::{
+    metrics::Metrics,
+    response::{self, ResponseFields},
+    sent_bytes::SentBytes,
+};
 use crate::resolve::ports::{Freshness, Object, Standing};
 use chunk_store::EntryFile;
 
@@ -31,13 +35,11 @@ pub(super) struct CachedResolution<R> {
 
 impl<R> CachedResolution<R> {
     pub fn new(object: Object<R>, metrics: &Metrics) -> Self {
+        let fields = response::with_date(&object.fields, object.age_seconds);
+        let description = object.entry.description();
         Self {
             sent: metrics.sent.of(object.entry.source()),
-            head: ResponseFields::of(
-                object.entry.description(),
-                &object.cache_control,
-                &object.fields,
-            ),
+            head: ResponseFields::of(description, &object.cache_control, &fields),
             entry: object.entry,
             freshness: object.freshness,
             readers: Arc::new(object.readers),

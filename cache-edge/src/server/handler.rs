@@ -32,6 +32,7 @@ use crate::resolve::ports::{
 use http_rules::cache_status::{CacheStatus, Forward, Missing};
 use http_rules::conditional::{self, Verdict};
 use http_rules::credential;
+use http_rules::fields;
 use http_rules::path::{self, Target};
 use http_rules::range::{self, RangeSet, RangeSpec, Selection};
 use http_rules::steering::Question;
@@ -242,7 +243,7 @@ async fn answer_resolved<O: Objects>(
         name,
         first_bytes: first_bytes(ranges.as_ref()),
         only_if_cached: only_if_cached(&request.headers),
-        headers: request.headers.clone(),
+        headers: fields::end_to_end(&request.headers),
         head_only: request.method == Method::HEAD,
         past_the_cache: false,
         asker: server.asker(client.address),

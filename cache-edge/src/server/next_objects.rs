@@ -18,7 +18,7 @@ use http_body_util::BodyExt as _;
 use http_rules::{
     cmcd::{self, Cmcd, OpenRange},
     conditional::SELECTING,
-    credential, links,
+    credential, fields, links,
     path::{self, Target},
     range::{self, RangeSpec},
 };
@@ -443,7 +443,7 @@ fn follow<O: Objects>(
         metrics.count_next_objects(NextObjectResult::Refused, next.len() as u64);
         return;
     };
-    let mut headers = request.headers.clone();
+    let mut headers = fields::end_to_end(&request.headers);
     // These fields concern the viewer's own range, and its player at that moment.
     for name in &SELECTING {
         headers.remove(name);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use chunkcache_proto::v1;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
+use crate::clock::now_ms;
 use crate::resolve::ports::{Freshness, Presence};
 use http_rules::cache_status::{CacheStatus, Forward, MissClass, Missing};
 use http_rules::conditional::Validators;
@@ -99,6 +100,18 @@ impl ResponseFields {
     pub fn content_type(&self) -> HeaderValue {
         self.content_type.clone()
     }
+}
+
+/// The fields with the `Date` that their `Expires` counts from, if there is one.
+#[must_use]
+pub fn with_date(fields: &Arc<HeaderMap>, age_seconds: u64) -> Arc<HeaderMap> {
+    if !fields.contains_key(header::EXPIRES) {
+        return Arc::clone(fields);
+    }
+    let mut fields = HeaderMap::clone(fields);
+    let date = freshness::date(age_seconds, now_ms());
+    insert_text(&mut fields, header::DATE, date);
+    Arc::new(fields)
 }
 
 /// A stored field value, if the origin sent it and it is still valid.

@@ -115,6 +115,20 @@ pub fn to_headers(fields: &[v1::Header]) -> HeaderMap {
     headers
 }
 
+/// The fields of a request or an answer that are meant for others than the next hop (RFC 9110,
+/// 7.6.1): without those that `Connection` names. What a client names there, no origin gets, and it
+/// selects no variant.
+#[must_use]
+pub fn end_to_end(headers: &HeaderMap) -> HeaderMap {
+    let mut kept = headers.clone();
+    let named = joined(headers, header::CONNECTION);
+    let names = named.split(',').map(|name| name.trim().as_bytes());
+    for name in names.filter_map(|name| HeaderName::from_bytes(name).ok()) {
+        kept.remove(name);
+    }
+    kept
+}
+
 /// Names listed in `Connection`, and the arguments of `no-cache` and `private`.
 fn named_by_origin(headers: &HeaderMap) -> Vec<String> {
     let connection = joined(headers, header::CONNECTION);
@@ -199,6 +213,21 @@ mod tests {
         assert_eq!((&sent["x-a"], &sent["x-b"], &sent["x-c"]).0, "1");
         assert_eq!(sent.get_all("x-b").iter().collect::<Vec<_>>(), ["3"]);
         assert_eq!(sent["x-c"], "4");
+    }
+
+    #[test]
+    fn what_connection_names_is_for_the_next_hop() {
+        let all = headers(&[
+            ("connection", "close, X-Hop"),
+            ("connection", "x-other, \"bad\""),
+            ("x-hop", "1"),
+            ("x-other", "1"),
+            ("x-end", "1"),
+        ]);
+        let kept = end_to_end(&all);
+        let mut names: Vec<&str> = kept.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["connection", "x-end"]);
     }
 
     #[test]

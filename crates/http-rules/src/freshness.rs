@@ -3,6 +3,8 @@
 //! Decides whether an answer may be stored, how long it is fresh, and whether it may be served
 //! while the origin cannot be reached. Times are milliseconds since the Unix epoch.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use chunkcache_proto::v1;
 use http::{HeaderMap, header::AsHeaderName};
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, percent_encode};
@@ -436,6 +438,16 @@ pub fn receive(mut freshness: v1::Freshness, now_ms: i64, ahead_ms: Option<i64>)
         freshness.sent_at_ms = 0;
     }
     freshness
+}
+
+/// `Date` of an answer of this age: when the origin gave or confirmed it, by the local clock. It
+/// goes with `Expires`, which counts from it: from the time of the delivery, caches nearer to the
+/// client would count the age twice.
+#[must_use]
+pub fn date(age_seconds: u64, now_ms: i64) -> String {
+    let now = Duration::from_millis(u64::try_from(now_ms).unwrap_or(0));
+    let given = now.saturating_sub(Duration::from_secs(age_seconds));
+    httpdate::fmt_http_date(UNIX_EPOCH + given)
 }
 
 /// `Age` of an answer given now (RFC 9111, 4.2.3).

@@ -455,3 +455,12 @@ fn a_part_and_what_varies_on_anything_are_kept_for_nobody() {
     assert_eq!(stays(&any), Err("vary-any"));
     assert_eq!(negative_lifetime_ms(&any, &policy, NOW), 0);
 }
+
+#[test]
+fn a_date_and_an_age_are_one() {
+    assert_eq!(
+        date(37, 784_111_777_000 + 37_900),
+        "Sun, 06 Nov 1994 08:49:37 GMT"
+    );
+    assert_eq!(date(u64::MAX, 5), "Thu, 01 Jan 1970 00:00:00 GMT");
+}
