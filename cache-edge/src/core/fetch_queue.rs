@@ -10,9 +10,11 @@
 //! are stopped here at once, before the coordinator knows. No level starves: after [`MAX_YIELD_MS`]
 //! one of them runs to its end.
 //!
-//! If the link to an origin is full, so that a second fetch adds nothing, lookahead waits too: a
-//! HIGH fetch starts when no other one from there, CRITICAL or HIGH, has more than its end to bring.
-//! So a reader's bytes come in the order in which it needs them.
+//! If the link to an origin is full, so that a second fetch adds nothing, they are read one after
+//! the other: a HIGH one starts when no other one from there, CRITICAL or HIGH, has more than its
+//! end to bring. So a reader's bytes come in the order in which it needs them. MEDIUM and LOW ones
+//! do the same among themselves, and yield to HIGH as well, and for [`QUIET_MS`] after it: the next
+//! request of a player that seeks comes a moment after the end of its last one.
 //!
 //! No source can take all slots with its CRITICAL fetches: see [`FetchQueue::settle`].
 //!
@@ -30,9 +32,12 @@ pub type TaskId = u64;
 
 /// Maximum number of tasks; beyond it new ones below CRITICAL are refused.
 pub const MAX_TASKS: usize = 4096;
-/// How long MEDIUM and LOW fetches from an origin yield to its CRITICAL ones before one of them may
-/// run in parallel with these.
+/// How long fetches from an origin yield to more urgent ones before one of them may run in parallel
+/// with these.
 pub const MAX_YIELD_MS: u64 = 3_000;
+/// How long MEDIUM and LOW do not use a full link after a more urgent fetch: what they asked for
+/// fills the sockets' buffers, and the link, although they stop at once.
+pub const QUIET_MS: u64 = 300;
 
 /// A run of adjacent chunks to fetch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,8 +102,8 @@ pub enum TaskStanding {
     Stopping,
 }
 
-/// The lower levels of one origin, which yield to its CRITICAL fetches.
-#[derive(Debug)]
+/// MEDIUM and LOW of one origin, which yield to its more urgent fetches.
+#[derive(Clone, Debug)]
 struct Yielding {
     since_ms: u64,
     /// The task that is exempt and runs to its end.
@@ -106,19 +111,19 @@ struct Yielding {
 }
 
 /// The queue of this edge's fetches.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct FetchQueue {
     max_running: usize,
     tasks: HashMap<TaskId, (Task, State)>,
     waiting: BTreeSet<Rank>,
     running: BTreeSet<Rank>,
-    /// Kept until one of its lower tasks has ended, so that a gap between two CRITICAL fetches does
+    /// Kept until one of its lower tasks has ended, so that a gap between two urgent fetches does
     /// not reset it.
     yielding: HashMap<Arc<str>, Yielding>,
-    /// Origins with a full link.
-    full: HashSet<Arc<str>>,
     /// Since when HIGH fetches of an origin wait because its link is full.
     ahead_since_ms: HashMap<Arc<str>, u64>,
+    /// When readers last fetched from an origin whose link is full.
+    read_at_ms: HashMap<Arc<str>, u64>,
     /// Running tasks that have only their end to bring.
     ending: HashSet<TaskId>,
 }
@@ -132,8 +137,8 @@ impl FetchQueue {
             waiting: BTreeSet::new(),
             running: BTreeSet::new(),
             yielding: HashMap::new(),
-            full: HashSet::new(),
             ahead_since_ms: HashMap::new(),
+            read_at_ms: HashMap::new(),
             ending: HashSet::new(),
         }
     }
@@ -210,23 +215,6 @@ impl FetchQueue {
         }
     }
 
-    /// Origins of waiting HIGH tasks.
-    #[must_use]
-    pub fn origins_ahead(&self) -> HashSet<Arc<str>> {
-        let ranks = self.waiting.iter().take_while(|rank| rank.0 <= Level::High);
-        let ahead = ranks.filter(|rank| rank.0 == Level::High);
-        ahead
-            .filter_map(|rank| self.origin_of(rank.2).cloned())
-            .collect()
-    }
-
-    /// Sets which of [`Self::origins_ahead`] have a full link, for the next [`Self::settle`].
-    pub fn set_full(&mut self, full: HashSet<Arc<str>>) {
-        self.ahead_since_ms
-            .retain(|origin, _| full.contains(origin));
-        self.full = full;
-    }
-
     /// A running task has only its end to bring: the next one may be requested, so that the link
     /// does not idle for a round trip.
     pub fn near_end(&mut self, id: TaskId) {
@@ -277,13 +265,23 @@ impl FetchQueue {
 
     /// Returns what to start and stop now. Call it after each change, and from time to time. A
     /// waiting task that is no longer wanted is dropped before another task yields to it.
+    /// `is_full`: whether the link to an origin is full.
     #[must_use]
-    pub fn settle(&mut self, now_ms: u64, is_wanted: impl Fn(&Task) -> bool) -> Vec<Effect> {
+    pub fn settle(
+        &mut self,
+        now_ms: u64,
+        is_wanted: impl Fn(&Task) -> bool,
+        is_full: impl Fn(&str) -> bool,
+    ) -> Vec<Effect> {
         let mut effects = Vec::new();
         self.drop_unwanted(is_wanted, &mut effects);
-        let urgent = self.urgent_origins();
+        let mut full = self.origins();
+        full.retain(|origin| is_full(origin));
+        self.ahead_since_ms
+            .retain(|origin, _| full.contains(origin));
+        let urgent = self.urgent_origins(&full, now_ms);
         self.yield_to_urgent(&urgent, now_ms, &mut effects);
-        while let Some(mut best) = self.next_to_start(&urgent, now_ms) {
+        while let Some(mut best) = self.next_to_start(&urgent, &full, now_ms) {
             let critical = best.0 == Level::Critical;
             let slots = self.max_running + usize::from(critical);
             if self.running.len() >= slots {
@@ -360,15 +358,37 @@ impl FetchQueue {
         self.tasks.get(&id)?.0.origin.as_ref()
     }
 
-    /// Origins from which a CRITICAL fetch reads, or is about to read.
-    fn urgent_origins(&self) -> HashSet<Arc<str>> {
-        let critical = |rank: &&Rank| rank.0 == Level::Critical;
-        let running = self.running.iter().take_while(critical);
-        let waiting = self.waiting.iter().take_while(critical);
+    /// The origins of all tasks.
+    fn origins(&self) -> HashSet<Arc<str>> {
+        let tasks = self.tasks.values();
+        tasks.filter_map(|(task, _)| task.origin.clone()).collect()
+    }
+
+    /// Origins from which a fetch of this level or above reads, or is about to read.
+    fn origins_up_to(&self, level: Level) -> impl Iterator<Item = &Arc<str>> {
+        let of_level = move |rank: &&Rank| rank.0 <= level;
+        let running = self.running.iter().take_while(of_level);
+        let waiting = self.waiting.iter().take_while(of_level);
         running
             .chain(waiting)
-            .filter_map(|rank| self.origin_of(rank.2).cloned())
-            .collect()
+            .filter_map(|rank| self.origin_of(rank.2))
+    }
+
+    /// Origins to whose fetches for readers the lower levels yield.
+    fn urgent_origins(&mut self, full: &HashSet<Arc<str>>, now_ms: u64) -> HashSet<Arc<str>> {
+        let is_full = |origin: &&Arc<str>| full.contains(*origin);
+        let read: Vec<_> = self
+            .origins_up_to(Level::High)
+            .filter(is_full)
+            .cloned()
+            .collect();
+        self.read_at_ms
+            .retain(|origin, at| full.contains(origin) && now_ms < *at + QUIET_MS);
+        for origin in read {
+            self.read_at_ms.insert(origin, now_ms);
+        }
+        let critical = self.origins_up_to(Level::Critical);
+        critical.chain(self.read_at_ms.keys()).cloned().collect()
     }
 
     fn yield_to_urgent(
@@ -403,12 +423,20 @@ impl FetchQueue {
     }
 
     /// The first waiting task that may start.
-    fn next_to_start(&mut self, urgent: &HashSet<Arc<str>>, now_ms: u64) -> Option<Rank> {
-        let full = self.running.len() >= self.max_running;
+    fn next_to_start(
+        &mut self,
+        urgent: &HashSet<Arc<str>>,
+        full: &HashSet<Arc<str>>,
+        now_ms: u64,
+    ) -> Option<Rank> {
+        let is_busy = self.running.len() >= self.max_running;
         for &rank in &self.waiting {
-            if rank.0 == Level::High
-                && let Some(origin) = self.held_back(rank)
+            if rank.0 > Level::Critical
+                && let Some(origin) = self.held_back(rank, full)
             {
+                if rank.0 > Level::High {
+                    continue;
+                }
                 let since_ms = *self.ahead_since_ms.entry(origin).or_insert(now_ms);
                 if now_ms.saturating_sub(since_ms) < MAX_YIELD_MS {
                     continue;
@@ -417,7 +445,7 @@ impl FetchQueue {
             if rank.0 < Level::Medium {
                 return Some(rank);
             }
-            if full {
+            if is_busy {
                 return None;
             }
             let Some(origin) = self.tasks.get(&rank.2).and_then(|it| it.0.origin.clone()) else {
@@ -439,13 +467,19 @@ impl FetchQueue {
         None
     }
 
-    /// The origin of a waiting HIGH task, if its link is full and another fetch uses it.
-    fn held_back(&self, rank: Rank) -> Option<Arc<str>> {
+    /// The origin of a waiting task, if its link is full and another fetch uses it that is not less
+    /// urgent.
+    fn held_back(&self, rank: Rank, full: &HashSet<Arc<str>>) -> Option<Arc<str>> {
         let origin = self.origin_of(rank.2)?;
-        let mut running = self.running.iter().take_while(|it| it.0 <= Level::High);
-        let is_used = self.full.contains(origin)
-            && running
-                .any(|it| self.origin_of(it.2) == Some(origin) && !self.ending.contains(&it.2));
+        // MEDIUM and LOW yield to the levels above by another rule.
+        let is_for_reader = |rank: &Rank| rank.0 <= Level::High;
+        let mut running = self.running.iter().take_while(|it| it.0 <= rank.0);
+        let is_used = full.contains(origin)
+            && running.any(|it| {
+                is_for_reader(it) == is_for_reader(&rank)
+                    && self.origin_of(it.2) == Some(origin)
+                    && !self.ending.contains(&it.2)
+            });
         is_used.then(|| origin.clone())
     }
 

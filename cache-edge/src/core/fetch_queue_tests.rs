@@ -6,6 +6,15 @@ fn free(_: &Task) -> bool {
     true
 }
 
+fn no_link(_: &str) -> bool {
+    false
+}
+
+/// The link to one origin, "a", is full.
+fn link_of_a(origin: &str) -> bool {
+    origin == "a"
+}
+
 fn task(id: TaskId, level: Level, deadline_ms: u64) -> Task {
     Task {
         id,
@@ -25,9 +34,9 @@ fn the_earliest_deadline_of_the_most_urgent_level_first() {
     for (id, level, deadline) in [(1, Level::Low, 0), (2, Level::High, 9), (3, Level::High, 5)] {
         assert!(queue.push(task(id, level, deadline)));
     }
-    assert_eq!(queue.settle(0, free), [Effect::Start(3)]);
+    assert_eq!(queue.settle(0, free, no_link), [Effect::Start(3)]);
     queue.ended(3);
-    assert_eq!(queue.settle(0, free), [Effect::Start(2)]);
+    assert_eq!(queue.settle(0, free, no_link), [Effect::Start(2)]);
 }
 
 #[test]
@@ -41,7 +50,7 @@ fn a_readers_chunks_come_in_their_order_although_it_became_faster() {
         assert!(queue.push(of(id, deadline, reader)));
     }
     for id in [4, 3, 1, 2] {
-        assert_eq!(queue.settle(0, free), [Effect::Start(id)]);
+        assert_eq!(queue.settle(0, free, no_link), [Effect::Start(id)]);
         queue.ended(id);
     }
 }
@@ -55,11 +64,11 @@ fn what_nobody_wants_any_more_is_dropped_before_others_give_way_to_it() {
     };
     let left = |task: &Task| task.id > 3;
     assert!(queue.push(of(4, Level::Low)));
-    assert_eq!(queue.settle(0, left), [Effect::Start(4)]);
+    assert_eq!(queue.settle(0, left, no_link), [Effect::Start(4)]);
     assert!(queue.push(of(1, Level::Critical)) && queue.push(of(2, Level::High)));
     assert!(queue.push(of(3, Level::Low)));
     assert_eq!(
-        queue.settle(0, left),
+        queue.settle(0, left, no_link),
         [Effect::Drop(1), Effect::Drop(2)],
         "nothing gives way, and what is below HIGH has no reader"
     );
@@ -74,7 +83,7 @@ fn what_is_of_an_origin_is_told_with_how_far_it_is() {
         ..task(id, level, 0)
     };
     assert!(queue.push(of(1, Level::Low, "films")) && queue.push(of(2, Level::High, "films")));
-    assert_eq!(queue.settle(0, free).len(), 2);
+    assert_eq!(queue.settle(0, free, no_link).len(), 2);
     assert!(queue.push(of(3, Level::Medium, "films")) && queue.push(of(4, Level::High, "other")));
     assert!(queue.push(task(5, Level::High, 0)));
     assert!(queue.cancel(1).is_some());
@@ -90,24 +99,24 @@ fn what_is_of_an_origin_is_told_with_how_far_it_is() {
 fn critical_takes_the_reserved_slot_and_then_preempts() {
     let mut queue = FetchQueue::new(1);
     assert!(queue.push(task(1, Level::Low, 0)));
-    assert_eq!(queue.settle(0, free), [Effect::Start(1)]);
+    assert_eq!(queue.settle(0, free, no_link), [Effect::Start(1)]);
     assert!(queue.push(task(2, Level::Critical, 0)));
-    assert_eq!(queue.settle(0, free), [Effect::Start(2)]);
+    assert_eq!(queue.settle(0, free, no_link), [Effect::Start(2)]);
     assert!(queue.push(task(3, Level::Critical, 0)));
     assert_eq!(
-        queue.settle(0, free),
+        queue.settle(0, free, no_link),
         [Effect::Preempt(1), Effect::Start(3)]
     );
     assert!(queue.preempted(1));
-    assert_eq!(queue.settle(0, free), []);
+    assert_eq!(queue.settle(0, free, no_link), []);
     queue.ended(2);
     assert_eq!(
-        queue.settle(0, free),
+        queue.settle(0, free, no_link),
         [],
         "one runs, the slot beyond is kept for CRITICAL"
     );
     queue.ended(3);
-    assert_eq!(queue.settle(0, free), [Effect::Start(1)]);
+    assert_eq!(queue.settle(0, free, no_link), [Effect::Start(1)]);
 }
 
 #[test]
@@ -115,7 +124,7 @@ fn promotion_starts_what_waited() {
     let mut queue = FetchQueue::new(1);
     assert!(queue.push(task(1, Level::High, 0)));
     assert!(queue.push(task(2, Level::Low, 0)));
-    assert_eq!(queue.settle(0, free), [Effect::Start(1)]);
+    assert_eq!(queue.settle(0, free, no_link), [Effect::Start(1)]);
     assert_eq!(
         queue
             .covering(EntryId::nil(), 9)
@@ -124,7 +133,7 @@ fn promotion_starts_what_waited() {
         [(2, false)]
     );
     queue.reprioritise(2, Level::Critical, 0);
-    assert_eq!(queue.settle(0, free), [Effect::Start(2)]);
+    assert_eq!(queue.settle(0, free, no_link), [Effect::Start(2)]);
 }
 
 #[test]
@@ -132,12 +141,12 @@ fn a_waiting_task_is_cancelled_at_once_and_a_running_one_is_stopped() {
     let mut queue = FetchQueue::new(1);
     assert!(queue.push(task(1, Level::High, 0)));
     assert!(queue.push(task(2, Level::High, 1)));
-    let _ = queue.settle(0, free);
+    let _ = queue.settle(0, free, no_link);
     assert_eq!(queue.cancel(2), None);
     assert_eq!(queue.cancel(1), Some(Effect::Cancel(1)));
     assert!(queue.push(task(3, Level::High, 2)));
     assert_eq!(
-        queue.settle(0, free),
+        queue.settle(0, free, no_link),
         [Effect::Start(3)],
         "its slot is free while it stops"
     );
@@ -164,16 +173,23 @@ fn lower_levels_of_an_origin_give_way_while_a_critical_one_of_it_runs() {
     ] {
         assert!(queue.push(of_origin(origin, task(id, level, 0))));
     }
-    assert_eq!(queue.settle(0, free).len(), 4);
+    assert_eq!(queue.settle(0, free, no_link).len(), 4);
     assert!(queue.push(of_origin("a", task(5, Level::Critical, 0))));
     assert_eq!(
-        queue.settle(0, free),
+        queue.settle(0, free, no_link),
         [Effect::Preempt(1), Effect::Preempt(4), Effect::Start(5)]
     );
     assert!(queue.preempted(1) && queue.preempted(4));
-    assert_eq!(queue.settle(1, free), [], "slots are free, the way is not");
+    assert_eq!(
+        queue.settle(1, free, no_link),
+        [],
+        "slots are free, the way is not"
+    );
     queue.ended(5);
-    assert_eq!(queue.settle(2, free), [Effect::Start(4), Effect::Start(1)]);
+    assert_eq!(
+        queue.settle(2, free, no_link),
+        [Effect::Start(4), Effect::Start(1)]
+    );
 }
 
 #[test]
@@ -182,75 +198,118 @@ fn who_gave_way_for_long_runs_to_its_end() {
     for id in [1, 2] {
         assert!(queue.push(of_origin("a", task(id, Level::Low, 0))));
     }
-    assert_eq!(queue.settle(0, free).len(), 2);
+    assert_eq!(queue.settle(0, free, no_link).len(), 2);
     // Back-to-back CRITICAL fetches, with gaps too short for anything else.
     let mut now = 0;
     let mut next = 10;
     let mut spared = None;
     while now < 2 * MAX_YIELD_MS && spared.is_none() {
         assert!(queue.push(of_origin("a", task(next, Level::Critical, 0))));
-        let started = queue.settle(now, free).contains(&Effect::Start(1));
+        let started = queue.settle(now, free, no_link).contains(&Effect::Start(1));
         for id in [1, 2] {
             let _ = queue.preempted(id);
         }
-        if started || queue.settle(now, free).contains(&Effect::Start(1)) {
+        if started || queue.settle(now, free, no_link).contains(&Effect::Start(1)) {
             spared = Some(now);
         } else {
             queue.ended(next);
-            let _ = queue.settle(now, free);
+            let _ = queue.settle(now, free, no_link);
         }
         next += 1;
         now += 100;
     }
     assert_eq!(spared, Some(MAX_YIELD_MS), "one of them, not sooner");
-    assert_eq!(queue.settle(now, free), [], "one only");
+    assert_eq!(queue.settle(now, free, no_link), [], "one only");
     assert!(queue.push(of_origin("a", task(next, Level::Critical, 0))));
     assert_eq!(
-        queue.settle(now, free),
+        queue.settle(now, free, no_link),
         [Effect::Start(next)],
         "it is let be"
     );
     queue.ended(1);
-    assert_eq!(queue.settle(now, free), [], "the other's time begins anew");
+    assert_eq!(
+        queue.settle(now, free, no_link),
+        [],
+        "the other's time begins anew"
+    );
 }
 
 #[test]
 fn on_a_full_link_lookahead_waits_for_what_is_needed_first() {
     let mut queue = FetchQueue::new(3);
     let of = |id, level, deadline| of_origin("a", task(id, level, deadline));
-    let full = || HashSet::from(["a".into()]);
     assert!(queue.push(of(1, Level::Critical, 0)));
     assert!(queue.push(of(2, Level::High, 5)) && queue.push(of(3, Level::High, 9)));
     assert!(queue.push(of_origin("b", task(4, Level::High, 9))));
     assert_eq!(
-        queue.origins_ahead(),
-        HashSet::from(["a".into(), "b".into()])
+        queue.settle(0, free, link_of_a),
+        [Effect::Start(1), Effect::Start(4)]
     );
-    queue.set_full(full());
-    assert_eq!(queue.settle(0, free), [Effect::Start(1), Effect::Start(4)]);
     // The next one is requested while the end of the one before arrives.
     queue.near_end(1);
-    assert_eq!(queue.settle(1, free), [Effect::Start(2)]);
-    assert_eq!(queue.settle(2, free), [], "one at a time");
+    assert_eq!(queue.settle(1, free, link_of_a), [Effect::Start(2)]);
+    assert_eq!(queue.settle(2, free, link_of_a), [], "one at a time");
     queue.ended(1);
-    assert_eq!(queue.settle(3, free), []);
+    assert_eq!(queue.settle(3, free, link_of_a), []);
     // A reader has reached it.
     queue.reprioritise(3, Level::Critical, 0);
-    assert_eq!(queue.settle(4, free), [Effect::Start(3)]);
+    assert_eq!(queue.settle(4, free, link_of_a), [Effect::Start(3)]);
     for id in [2, 3, 4] {
         queue.ended(id);
     }
-    queue.set_full(HashSet::new());
-    queue.set_full(full());
+    assert_eq!(queue.settle(5, free, no_link), []);
     // Nothing starves, and on a link that is not full all start at once.
     assert!(queue.push(of(5, Level::Critical, 0)) && queue.push(of(6, Level::High, 5)));
-    assert_eq!(queue.settle(10, free), [Effect::Start(5)]);
-    assert_eq!(queue.settle(9 + MAX_YIELD_MS, free), []);
-    assert_eq!(queue.settle(10 + MAX_YIELD_MS, free), [Effect::Start(6)]);
+    assert_eq!(queue.settle(10, free, link_of_a), [Effect::Start(5)]);
+    assert_eq!(queue.settle(9 + MAX_YIELD_MS, free, link_of_a), []);
+    assert_eq!(
+        queue.settle(10 + MAX_YIELD_MS, free, link_of_a),
+        [Effect::Start(6)]
+    );
     assert!(queue.push(of(7, Level::High, 9)));
-    assert_eq!(queue.settle(10 + MAX_YIELD_MS, free), []);
-    queue.set_full(HashSet::new());
-    assert_eq!(queue.settle(10 + MAX_YIELD_MS, free), [Effect::Start(7)]);
+    assert_eq!(queue.settle(10 + MAX_YIELD_MS, free, link_of_a), []);
+    let now = 10 + MAX_YIELD_MS;
+    assert_eq!(queue.settle(now, free, no_link), [Effect::Start(7)]);
+}
+
+#[test]
+fn on_a_full_link_lower_levels_yield_to_lookahead_too() {
+    let mut queue = FetchQueue::new(4);
+    let of = |id, level| of_origin("a", task(id, level, 0));
+    for (id, level) in [(1, Level::Low), (2, Level::Medium)] {
+        assert!(queue.push(of(id, level)));
+    }
+    assert!(queue.push(of_origin("b", task(3, Level::Low, 0))));
+    assert_eq!(
+        queue.settle(0, free, link_of_a),
+        [Effect::Start(2), Effect::Start(3)],
+        "one after the other"
+    );
+    assert!(queue.push(of(4, Level::High)));
+    assert_eq!(
+        queue.settle(0, free, link_of_a),
+        [Effect::Preempt(2), Effect::Start(4)]
+    );
+    assert!(queue.preempted(2));
+    assert_eq!(queue.settle(1, free, link_of_a), []);
+    let mut wide = queue.clone();
+    assert_eq!(
+        wide.settle(1, free, no_link),
+        [Effect::Start(2), Effect::Start(1)]
+    );
+    // Nothing starves.
+    let late = MAX_YIELD_MS;
+    assert_eq!(queue.settle(late, free, link_of_a), [Effect::Start(2)]);
+    queue.ended(2);
+    queue.ended(4);
+    assert_eq!(queue.settle(late + 1, free, link_of_a), [], "a seek, say");
+    assert!(queue.push(of(5, Level::Critical)));
+    let seek = late + QUIET_MS - 1;
+    assert_eq!(queue.settle(seek, free, link_of_a), [Effect::Start(5)]);
+    queue.ended(5);
+    assert_eq!(queue.settle(seek + QUIET_MS - 1, free, link_of_a), []);
+    let quiet = queue.settle(seek + QUIET_MS, free, link_of_a);
+    assert_eq!(quiet, [Effect::Start(1)]);
 }
 
 #[test]
@@ -259,19 +318,19 @@ fn a_task_cancelled_while_it_is_preempted_does_not_come_back() {
     assert!(queue.push(task(1, Level::Low, 0)));
     assert!(queue.push(task(2, Level::Critical, 0)));
     assert!(queue.push(task(3, Level::Critical, 0)));
-    assert!(queue.settle(0, free).contains(&Effect::Start(3)));
+    assert!(queue.settle(0, free, no_link).contains(&Effect::Start(3)));
     assert!(queue.push(task(4, Level::Critical, 0)));
-    let _ = queue.settle(0, free);
+    let _ = queue.settle(0, free, no_link);
     assert_eq!(queue.cancel(1), None, "it never ran");
     assert!(queue.push(task(5, Level::Low, 0)));
     for id in [2, 3, 4] {
         queue.ended(id);
     }
-    assert_eq!(queue.settle(0, free), [Effect::Start(5)]);
+    assert_eq!(queue.settle(0, free, no_link), [Effect::Start(5)]);
     for id in [6, 7] {
         assert!(queue.push(task(id, Level::Critical, 0)));
     }
-    assert!(queue.settle(0, free).contains(&Effect::Preempt(5)));
+    assert!(queue.settle(0, free, no_link).contains(&Effect::Preempt(5)));
     assert_eq!(queue.cancel(5), Some(Effect::Cancel(5)));
     assert!(!queue.preempted(5));
     assert!(queue.get(5).is_none());
@@ -319,7 +378,7 @@ proptest! {
                 Step::Reprioritise(id, level) => queue.reprioritise(id, Level::ALL[level as usize],
                     0),
             }
-            let _ = queue.settle(0, free);
+            let _ = queue.settle(0, free, no_link);
             prop_assert!(queue.running.len() <= max + 1);
             let best_waiting = queue.waiting.first().map(|rank| rank.0);
             if best_waiting == Some(Level::Critical) {
@@ -329,7 +388,7 @@ proptest! {
             if best_waiting.is_some() {
                 prop_assert!(queue.running.len() >= max, "work waits while a slot is free");
             }
-            prop_assert!(queue.settle(0, free).is_empty(), "settled means settled");
+            prop_assert!(queue.settle(0, free, no_link).is_empty(), "settled means settled");
             for rank in queue.waiting.iter().chain(&queue.running) {
                 prop_assert_eq!(queue.tasks[&rank.2].0.rank(), *rank);
             }
@@ -348,22 +407,26 @@ fn a_source_that_hangs_keeps_its_part_of_the_slots() {
         assert!(queue.push(of(id, "hung")));
     }
     let started: Vec<Effect> = (0..4).map(Effect::Start).collect();
-    assert_eq!(queue.settle(0, free), started);
+    assert_eq!(queue.settle(0, free, no_link), started);
     assert!(queue.push(of(8, "other")));
     let gives_way = [Effect::Preempt(3), Effect::Start(8)];
-    assert_eq!(queue.settle(0, free), gives_way, "behind four that wait");
+    assert_eq!(
+        queue.settle(0, free, no_link),
+        gives_way,
+        "behind four that wait"
+    );
     assert!(queue.preempted(3));
     assert!(queue.push(of(9, "other")));
     let even = [Effect::Preempt(2), Effect::Start(9)];
-    assert_eq!(queue.settle(0, free), even);
+    assert_eq!(queue.settle(0, free, no_link), even);
     assert!(queue.preempted(2));
     assert!(queue.push(of(10, "other")));
-    assert_eq!(queue.settle(0, free), [], "each has its part");
+    assert_eq!(queue.settle(0, free, no_link), [], "each has its part");
     queue.ended(8);
     queue.ended(9);
     queue.ended(10);
     assert_eq!(
-        queue.settle(0, free),
+        queue.settle(0, free, no_link),
         [Effect::Start(2), Effect::Start(3)],
         "what is free is used"
     );

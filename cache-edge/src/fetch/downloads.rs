@@ -234,13 +234,11 @@ impl Downloads {
                         .still_wants(assignment.reader, task.entry, assignment.run())
             })
         };
-        let mut full = queue.origins_ahead();
-        full.retain(|name| {
+        let is_full = |name: &str| {
             let source = self.0.fetcher.catalogue.get(name);
             source.is_some_and(|source| source.is_link_full())
-        });
-        queue.set_full(full);
-        for effect in queue.settle(self.now_ms(), is_wanted) {
+        };
+        for effect in queue.settle(self.now_ms(), is_wanted, is_full) {
             match effect {
                 Effect::Start(id) => {
                     let level = state.queue.get(id).map(|task| task.level);

@@ -22,10 +22,12 @@ use crate::{
     readers::{EntryIncoming, IncomingError, incoming_chunk::ChunkClaim, unread::UnreadChunks},
 };
 
-/// How long a stopped fetch waits for its answer, and then how long it continues to read it. The
-/// bytes that the origin has sent are on the wire and in the sockets' buffers, and are paid for
-/// already: for a fast origin that is most of the request, for a slow one nothing.
+/// How long a stopped fetch waits for its answer, and then how long it continues to read it if its
+/// chunk can end by then: for a fast origin that is most of the request.
 pub(super) const LINGER: Duration = Duration::from_millis(100);
+/// How long it continues to read if not: what has arrived is in the socket's buffer, and paid for,
+/// but more would delay whatever the fetch was stopped for.
+const DRAIN: Duration = Duration::from_millis(10);
 /// Within this distance from its start, a fetch writes bytes at once, because a viewer may wait for
 /// them.
 const FIRST_BYTES: u64 = 512 << 10;
@@ -128,10 +130,15 @@ impl Fetcher {
         response.set_level(handle.level());
         let mut offset = range.start;
         let mut stopping: Option<(StopMode, Instant)> = None;
+        let mut first_came: Option<Instant> = None;
         let goes_first =
             |end: u64| assignment.level == Level::Critical && end - range.start <= FIRST_BYTES;
         while offset < range.end {
-            let until = stopping.map_or(begun, |(_, until)| until);
+            let until = stopping.map_or(begun, |(_, since)| {
+                let took = first_came.map_or(Duration::ZERO, |first| first.elapsed());
+                let end = geometry.chunk_range(geometry.chunk_of(offset)).end;
+                since + linger(offset - range.start, took, end.min(range.end) - offset)
+            });
             let bytes = tokio::select! {
                 biased;
                 stop = handle.stopped_now(), if stopping.is_none() => {
@@ -144,7 +151,7 @@ impl Fetcher {
                     if stop == StopMode::Preempted {
                         return Err(FetchInterruption::Stop(stop));
                     }
-                    stopping = Some((stop, Instant::now() + LINGER));
+                    stopping = Some((stop, Instant::now()));
                     continue;
                 }
                 () = tokio::time::sleep_until(until), if stopping.is_some() => break,
@@ -171,6 +178,7 @@ impl Fetcher {
             // Ignore bytes beyond the announced range.
             bytes.truncate(usize::try_from(range.end - offset).unwrap_or(usize::MAX));
             let chunk_before = geometry.chunk_of(offset);
+            first_came.get_or_insert_with(Instant::now);
             offset += bytes.len() as u64;
             let hold = if goes_first(offset) {
                 Duration::ZERO
@@ -199,7 +207,7 @@ impl Fetcher {
                     return Ok(());
                 }
                 if let (Some(stop), None) = (handle.wanted_stop(), stopping) {
-                    stopping = Some((stop, Instant::now() + LINGER));
+                    stopping = Some((stop, Instant::now()));
                 }
             }
         }
@@ -221,6 +229,13 @@ impl Fetcher {
         let _ = tokio::time::timeout(Duration::from_millis(20), response.chunk()).await;
         Ok(())
     }
+}
+
+/// How long to read on after a stop, when so many bytes came in so much time, and so many are
+/// missing of the chunk.
+fn linger(came: u64, took: Duration, rest: u64) -> Duration {
+    let ends = took.as_secs_f64() * rest as f64 <= LINGER.as_secs_f64() * came as f64;
+    if ends { LINGER } else { DRAIN }
 }
 
 /// The chunks that bytes belong to.
@@ -254,5 +269,20 @@ impl ChunkSink<'_> {
             incoming.landed(chunk);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stopped_fetch_reads_on_if_its_chunk_can_end_soon() {
+        let ms = Duration::from_millis;
+        assert_eq!(linger(1 << 20, ms(80), 1 << 20), LINGER);
+        assert_eq!(linger(1 << 20, ms(200), 1 << 20), DRAIN);
+        assert_eq!(linger(1 << 20, ms(200), 1 << 18), LINGER, "its end");
+        assert_eq!(linger(0, ms(0), 1 << 21), LINGER, "nothing is known");
+        assert_eq!(linger(1, ms(0), 1 << 21), LINGER, "a burst");
     }
 }

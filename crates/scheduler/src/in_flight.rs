@@ -4,8 +4,6 @@
 //! They are recorded before anything is planned for their edge, so that nothing is fetched twice,
 //! and they count in their source's budget like any other fetch.
 
-use chunkcache_proto::Level;
-
 use super::Scheduler;
 use super::api::{EdgeId, Effect, InFlightFetch, Reason};
 use super::running::Withdrawal;
@@ -50,8 +48,7 @@ impl Scheduler {
         if chunks.is_empty() || !state.alive || state.flight(kept.id).is_some() {
             return;
         }
-        let slots = state.max_downloads + u32::from(kept.level == Level::Critical);
-        let slot = state.slots_used() < slots;
+        let slot = state.may_start(kept.level);
         known.replicas.entry(edge).or_default();
         let flight = RunningFetch {
             reason: Reason::InFlight,

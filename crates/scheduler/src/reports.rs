@@ -184,21 +184,22 @@ impl Scheduler {
         };
         let chunks = chunks.start..chunks.end.min(known.geometry.chunk_count());
         let source = known.source;
-        if chunks.is_empty()
-            || !self
-                .edges
-                .get(&edge)
-                .is_some_and(|state| state.alive && state.flight(id).is_none())
-        {
+        let Some(state) = self.edges.get(&edge) else {
+            return;
+        };
+        if chunks.is_empty() || !state.alive || state.flight(id).is_some() {
             return;
         }
+        let slot = state.may_start(level);
         known.replicas.entry(edge).or_default();
         let flight = RunningFetch {
             local: true,
+            slot,
             reason: Reason::Own,
             ..RunningFetch::new(id, entry, source, chunks, level, self.now)
         };
         self.enter_flight(edge, flight, effects);
+        self.give_slots_to_critical(edge, effects);
         self.mark_followers_dirty(edge, entry);
         self.dirty.insert(edge);
     }

@@ -73,7 +73,7 @@ impl Scheduler {
             return;
         };
         let ahead = |flight: &&RunningFetch| {
-            flight.level > Level::Critical && !flight.slot && !flight.cancelling
+            flight.level > Level::Critical && !flight.slot && !flight.cancelling && !flight.local
         };
         let mut lower: Vec<_> = state
             .flights

@@ -183,11 +183,17 @@ impl Edge {
             .count() as u32
     }
 
+    /// Queued assignments. What the edge queued by itself does not count.
     pub fn handed_ahead(&self) -> u32 {
         self.flights
             .iter()
-            .filter(|flight| !flight.slot && !flight.cancelling)
+            .filter(|flight| !flight.slot && !flight.cancelling && !flight.local)
             .count() as u32
+    }
+
+    /// Whether a fetch of this level gets a slot at once, as its edge decides.
+    pub fn may_start(&self, level: Level) -> bool {
+        self.slots_used() < self.max_downloads + u32::from(level == Level::Critical)
     }
 
     /// Whether something could be assigned to it, or a waiting claim may preempt.
