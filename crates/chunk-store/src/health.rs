@@ -126,6 +126,12 @@ fn try_sparse(file: &dyn DiskFile) -> io::Result<Abilities> {
     Ok(Abilities { punch })
 }
 
+/// Whether there is no space, or a quota is used up.
+pub fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
+}
+
 /// Whether the file system does not support the operation at all.
 pub fn is_unsupported(error: &io::Error) -> bool {
     let errno = rustix::io::Errno::from_io_error(error);

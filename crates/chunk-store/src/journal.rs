@@ -87,6 +87,11 @@ impl Journal {
         self.active.is_none()
     }
 
+    /// Makes it broken.
+    pub fn give_up(&mut self) {
+        self.active = None;
+    }
+
     /// Size of the current file.
     pub fn len_bytes(&self) -> u64 {
         self.active.as_ref().map_or(0, |segment| segment.len)

@@ -456,9 +456,18 @@ fn open_shared(
     disk.create_dir(Path::new(JOURNAL_DIR)).map_err(unusable)?;
     disk.create_dir(Path::new(ENTRIES_DIR)).map_err(unusable)?;
     disk.sync_dir(Path::new("")).map_err(unusable)?;
-    // Detects an unwritable directory or a full disk before anything is promised.
-    health::probe(&*disk).map_err(unusable)?;
-    let abilities = health::try_abilities(&*disk).map_err(unusable)?;
+    // Detects an unwritable directory before anything is promised. A full disk ends no start: what
+    // is there is served, and nothing is stored until there is space.
+    let mut full = None;
+    let tried = health::probe(&*disk).and_then(|()| health::try_abilities(&*disk));
+    let abilities = match tried {
+        Err(error) if health::is_full(&error) => {
+            full = Some(error);
+            // If not, the first attempt to punch tells.
+            health::Abilities { punch: true }
+        }
+        tried => tried.map_err(unusable)?,
+    };
 
     preallocated::remove_leftovers(&*disk);
     let space = Space::new(disk.clone(), max_bytes, min_free);
@@ -491,16 +500,27 @@ fn open_shared(
     }
     let numbers = catalog.reserve_numbers();
     drop(catalog);
-    if journal.is_broken() {
-        shared.rewrite_journal(&mut journal).map_err(unusable)?;
+    let written = if journal.is_broken() {
+        shared.rewrite_journal(&mut journal)
     } else if let Some(numbers) = numbers {
         let mut frame = Vec::new();
         let encoded = numbers.encode(&mut frame).map_err(io::Error::other);
-        encoded
-            .and_then(|()| journal.append(&frame))
-            .map_err(unusable)?;
+        encoded.and_then(|()| journal.append(&frame))
+    } else {
+        Ok(())
+    };
+    match written {
+        Err(error) if health::is_full(&error) => {
+            // The numbers are reserved by the rewrite, before any of them is used.
+            journal.give_up();
+            full.get_or_insert(error);
+        }
+        written => written.map_err(unusable)?,
     }
     drop(journal);
+    if let Some(error) = full {
+        shared.health.degrade("opening the store", &error);
+    }
     Ok(shared)
 }
 

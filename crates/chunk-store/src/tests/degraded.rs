@@ -134,3 +134,44 @@ fn a_read_only_disk_is_read_and_written_again_when_it_can_be() {
     assert!(entry.open_file(disk::Open::Existing).unwrap().is_writable);
     assert_eq!(read_chunk(&entry, 1), content(&entry, 1));
 }
+
+#[test]
+fn a_full_disk_is_opened_and_written_again_when_it_can_be() {
+    let disk = SimulatedDisk::default();
+    let id = {
+        let store = open(&disk);
+        let entry = entry_of(&store, 1, 4 * CHUNK);
+        write_chunk(&entry, 0).unwrap();
+        commit::commit_group(store.shared());
+        entry.id()
+    };
+    // The second time, the journal cannot be rewritten either.
+    for is_torn in [false, true] {
+        if is_torn {
+            let folder = Path::new(JOURNAL_DIR);
+            let newest = disk.list(folder).unwrap().into_iter().max().unwrap();
+            let segment = disk.open(&folder.join(newest), disk::Open::Existing);
+            segment.unwrap().write_all_at(b"torn", 0).unwrap();
+        }
+        disk.set_full(true);
+        let store = open(&disk);
+        assert!(store.degraded().is_some());
+        if !is_torn {
+            let entry = store.entry(&id).unwrap();
+            assert_eq!(read_chunk(&entry, 0), content(&entry, 0));
+            assert!(write_chunk(&entry, 1).is_err());
+        }
+        threads::recover(store.shared());
+        assert!(store.degraded().is_some());
+        disk.set_full(false);
+        threads::recover(store.shared());
+        assert_eq!(store.degraded(), None);
+        let new = entry_of(&store, 2, 4 * CHUNK);
+        write_chunk(&new, 0).unwrap();
+        commit::commit_group(store.shared());
+        let after = open(&disk.after_crash(7));
+        assert_eq!(after.entry(&id).is_some(), !is_torn);
+        let new = after.entry(&new.id()).unwrap();
+        assert_eq!(read_chunk(&new, 0), content(&new, 0));
+    }
+}

@@ -61,6 +61,7 @@ struct State {
     fail_at: Vec<u64>,
     crashed: bool,
     read_only: bool,
+    full: bool,
 }
 
 #[derive(Clone, Default)]
@@ -83,6 +84,11 @@ impl SimulatedDisk {
     /// Behaves like a file system that became read-only after an error: reads still work.
     pub fn set_read_only(&self, read_only: bool) {
         self.0.lock().read_only = read_only;
+    }
+
+    /// Behaves like a file system without space: nothing can be written, all else works.
+    pub fn set_full(&self, full: bool) {
+        self.0.lock().full = full;
     }
 
     pub fn has_crashed(&self) -> bool {
@@ -358,6 +364,9 @@ impl DiskFile for SimulatedFile {
     }
 
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if self.disk.0.lock().full {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.change(Change::Write(offset, bytes.to_vec()))
     }
 
