@@ -64,7 +64,7 @@ impl App {
         let grpc_tls = config.tls().map(tls::server).transpose()?;
         let http_files = config.tls().map(|files| ServerFiles {
             client_ca: None,
-            alpn: vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+            alpn: vec![b"h2".to_vec(), b"http/1.1".to_vec(), b"http/1.0".to_vec()],
             ..files
         });
         let http_tls = http_files.map(tls::server).transpose()?;

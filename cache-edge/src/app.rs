@@ -298,8 +298,8 @@ pub async fn serve(options: Options, fetch: Workers) -> anyhow::Result<()> {
     let store = open_store(&options).await?;
     let listener = bind(options.listen, "--listen").await?;
     let admin_listener = bind(options.admin_listen, "--admin-listen").await?;
-    let player_tls = listener_tls(options.tls(), &["h2", "http/1.1"])?;
-    let admin_tls = listener_tls(options.admin_tls(), &["http/1.1"])?;
+    let player_tls = listener_tls(options.tls(), &["h2", "http/1.1", "http/1.0"])?;
+    let admin_tls = listener_tls(options.admin_tls(), &["http/1.1", "http/1.0"])?;
     let address = listener.local_addr()?;
     let scheme = if player_tls.is_some() {
         "https"
@@ -488,7 +488,8 @@ async fn bind(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener> 
         .with_context(|| format!("{option} {address} can not be listened on"))
 }
 
-/// `alpn`: in order of preference.
+/// `alpn`: in order of preference. Some clients offer `http/1.0` alone, and a handshake without a
+/// common protocol fails.
 fn listener_tls(
     files: Option<(PathBuf, PathBuf)>,
     alpn: &[&str],

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use chunkcache_tests::authority::Authority;
 use chunkcache_tests::http::Call;
-use chunkcache_tests::{Cluster, MIB, Object, content, eventually};
+use chunkcache_tests::{Cluster, ClusterOptions, MIB, Object, content, eventually};
 
 fn is_installed(program: &str) -> bool {
     let found = std::env::var_os("PATH")
@@ -277,6 +278,35 @@ fn film(cluster: &Cluster, name: &str) -> (String, u64) {
     let object = Object::file(file).unwrap().etag(Some("\"film\""));
     let target = cluster.put(&format!("/{name}"), object.paced(16 * MIB));
     (format!("{}{target}", cluster.edge().url()), size)
+}
+
+/// curl 7.88 (Debian 12) then offers `http/1.0` alone by ALPN.
+#[test]
+fn curl_speaks_http_1_0_over_tls() {
+    if !is_installed("curl") {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let authority = Authority::new(place.path());
+    let identity = authority.issue("edge", "IP:127.0.0.1");
+    let mut cluster = Cluster::prepare(ClusterOptions {
+        edges: 1,
+        ..ClusterOptions::default()
+    });
+    cluster.edge_mut().arguments.extend([
+        format!("--tls-cert={}", identity.cert.display()),
+        format!("--tls-key={}", identity.key.display()),
+    ]);
+    cluster.start_prepared();
+    let target = cluster.put("/a.bin", Object::generated(1, 1_000));
+    let url = format!("https://{}{target}", cluster.edge().http);
+    let trusted = authority.pem();
+    let trusted = trusted.to_str().unwrap();
+    let answer = succeed(
+        "curl",
+        &["-sS", "--fail", "--http1.0", "--cacert", trusted, &url],
+    );
+    assert_eq!(answer.stdout, content::bytes(1, 0, 1_000));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! HLS playlists (RFC 8216bis): media playlists, with LL-HLS parts, and multivariant playlists.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use http_rules::cmcd::OpenRange;
 use quick_m3u8::{
@@ -33,7 +33,7 @@ pub(super) fn parse(text: &str, asked_for: &str, source: String) -> Manifest {
         last_end: None,
         last_part_end: None,
     };
-    reading.read(text);
+    reading.read(&without_spaces(text));
     let (mut segments, mut parts) = (reading.segments, reading.parts);
     let bytes = reading.names.bytes;
     // After the last segment there are only parts.
@@ -178,6 +178,28 @@ impl Reading<'_> {
     }
 }
 
+/// The text without spaces around its lines, and before durations. Playlists must not have them, but
+/// some do, and players ignore them.
+fn without_spaces(text: &str) -> Cow<'_, str> {
+    const INF: &str = "#EXTINF:";
+    let has_spaces = |line: &str| {
+        let duration = line.strip_prefix(INF).unwrap_or_default();
+        line.trim() != line || duration.starts_with([' ', '\t'])
+    };
+    if !text.lines().any(has_spaces) {
+        return Cow::Borrowed(text);
+    }
+    let mut tidied = String::with_capacity(text.len());
+    for line in text.lines().map(str::trim) {
+        match line.strip_prefix(INF) {
+            Some(duration) => tidied.extend([INF, duration.trim_start()]),
+            None => tidied.push_str(line),
+        }
+        tidied.push('\n');
+    }
+    Cow::Owned(tidied)
+}
+
 /// Adds the duration of a gap to the segment before it; an initialization section has none.
 fn lengthen(segments: &mut [Segment], gap: Duration) {
     if let Some(before) = segments.last_mut().filter(|it| !it.duration.is_zero()) {
@@ -211,7 +233,7 @@ pub fn select(text: &str, selection: &Selection) -> Option<Result<Vec<String>, S
     if !is_hls(text) {
         return None;
     }
-    let (variants, media) = read_variants(text);
+    let (variants, media) = read_variants(&without_spaces(text));
     if variants.is_empty() {
         return None;
     }

@@ -87,6 +87,20 @@ fn byte_ranges_of_one_object() {
 }
 
 #[test]
+fn spaces_that_players_ignore_are_ignored() {
+    let lines = "#EXTINF: 4.0,\r\n1.ts \r\n\r\n#EXTINF:\t4\r\n 2.ts\r\n#EXTINF:4,\r\n3.ts\t\r\n";
+    let playlist = parse(lines).unwrap();
+    assert_eq!(segments(&playlist)[0].path, "film/720/1.ts");
+    assert_eq!(
+        next(&playlist, 0),
+        ["film/720/2.ts+4000", "film/720/3.ts+8000"]
+    );
+    let master = "#EXTM3U\n #EXT-X-STREAM-INF:BANDWIDTH=1\n low.m3u8 \n";
+    let chosen = select(master, &Selection::All).unwrap();
+    assert_eq!(chosen, Ok(vec!["low.m3u8".to_owned()]));
+}
+
+#[test]
 fn a_gap_is_not_fetched_and_delays_what_follows() {
     let lines = "#EXTINF:4,\n1.ts\n#EXT-X-GAP\n#EXTINF:4,\n2.ts\n#EXTINF:4,\n3.ts\n";
     let playlist = parse(lines).unwrap();

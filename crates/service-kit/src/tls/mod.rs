@@ -52,7 +52,7 @@ pub struct ServerFiles {
     pub key: PathBuf,
     /// If set, clients must present a certificate of this authority.
     pub client_ca: Option<PathBuf>,
-    /// In order of preference: `h2`, `http/1.1`.
+    /// In order of preference: `h2`, `http/1.1`, `http/1.0`.
     pub alpn: Vec<Vec<u8>>,
 }
 
