@@ -68,7 +68,8 @@ impl Assignment {
         self.id & super::downloads::LOCAL_BIT != 0
     }
 
-    pub(super) fn class(&self) -> RequestClass {
+    #[must_use]
+    pub fn class(&self) -> RequestClass {
         match self.level {
             _ if !self.is_local() => RequestClass::Assigned,
             Level::Critical => RequestClass::Foreground,
@@ -163,17 +164,21 @@ impl Fetcher {
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         let mut last_progress = Instant::now();
         loop {
-            // Do not drop an answer that has begun: like that of any stopped fetch, it is read for
-            // a moment longer.
+            if incoming.is_changed() {
+                return RunEnd::Failed(failure(&OriginError::Changed));
+            }
+            let next = next_gap(assignment, &incoming);
+            // A fetch that was stopped amid its last bytes is over nevertheless. Reported as
+            // cancelled, another edge would be sent to the origin for what is written here. Do not
+            // drop an answer that has begun: like that of any stopped fetch, it is read for a
+            // moment longer.
             if opened.is_none()
+                && !matches!(next, NextStep::Done)
                 && let Some(stop) = handle.wanted_stop()
             {
                 return stop.into();
             }
-            if incoming.is_changed() {
-                return RunEnd::Failed(failure(&OriginError::Changed));
-            }
-            let gap = match next_gap(assignment, &incoming) {
+            let gap = match next {
                 NextStep::Done => return RunEnd::Finished,
                 NextStep::Gap(gap) => gap,
                 NextStep::Foreign(incoming_chunk) => {

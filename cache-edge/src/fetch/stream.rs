@@ -211,10 +211,10 @@ impl Fetcher {
                 }
             }
         }
-        if let Some((stop, _)) = stopping {
+        if let Some((stop, _)) = stopping.filter(|_| offset < range.end) {
             // The chunk is completed from the rest of the answer.
             let last = geometry.chunk_of(range.end.saturating_sub(1));
-            if offset < range.end && geometry.chunk_of(offset) == last && !response.has_permit() {
+            if geometry.chunk_of(offset) == last && !response.has_permit() {
                 let part = Part::Range(ByteRange::new(offset, range.end));
                 return Err(FetchInterruption::Pause(Box::new(OpenAnswer {
                     response,

@@ -6,7 +6,11 @@ use std::{
 };
 
 use cache_edge::{
-    fetch::Assignment,
+    fetch::{
+        Assignment,
+        handle::{FetchHandle, StopMode},
+        run::RunEnd,
+    },
     upstream::{peer, peer_blocks},
 };
 use chunk_store::EntryFile;
@@ -145,6 +149,23 @@ async fn a_cancelled_fetchs_chunk_is_completed_from_the_answer_it_waited_for() {
         before + 2,
         "each half was asked for once"
     );
+}
+
+/// A fetch that is stopped amid its last bytes is finished, and not reported as cancelled: the
+/// coordinator would have another edge ask the origin for them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fetch_that_is_stopped_at_its_end_is_finished() {
+    let (_directory, _origin, edge) = pair().await;
+    let file = known(&edge).await;
+    let fetcher = edge.edge.downloads.fetcher();
+    let order = order(1, &file, 0, Level::High);
+    let incoming = fetcher.incoming.of(&file);
+    let opened = fetcher.open(&file, &incoming, order.run(), order.class());
+    let opened = opened.await.unwrap();
+    let handle = FetchHandle::new(0, 0, |_| {});
+    handle.stop(StopMode::AtChunkEnd);
+    let end = fetcher.run(&order, &handle, Some(opened)).await;
+    assert!(matches!(end, RunEnd::Finished), "{end:?}");
 }
 
 /// A chunk that an edge completes in the background is raised to the level at which another edge
