@@ -299,6 +299,48 @@ async fn a_digest_of_one_part_is_not_sent_with_another() {
     edge.stop().await;
 }
 
+/// `Range` is no list: of two lines, none counts, also for what is kept as a whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_lines_of_ranges_are_none() {
+    for validator in ["ETag: \"v1\"", "X-Kept: as a whole"] {
+        let (_directory, origin, edge) = pair().await;
+        origin.size.store(MIB, Ordering::SeqCst);
+        origin.script(move |_, _| Act::With(lines(&[validator, "Cache-Control: max-age=60"])));
+        for _ in 0..2 {
+            let two = [("Range", "bytes=0-9"), ("Range", "bytes=20-29")];
+            let answer = get_with(&edge, "/films/a", &two).await;
+            answer.assert_bytes(200, &content(1, 0..MIB));
+        }
+        edge.stop().await;
+    }
+}
+
+/// The head of an answer is bounded in lines and in bytes; more is no answer (h2o 1733).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_is_too_long_is_no_answer() {
+    let (_directory, origin, edge) = pair().await;
+    for (lines, bytes, status) in [
+        (120, 10, 200),
+        (200, 10, 502),
+        (2, 40 << 10, 200),
+        (2, 99 << 10, 502),
+    ] {
+        let fields: Vec<String> = (0..lines)
+            .map(|n| format!("X-{n}: {}", "v".repeat(bytes)))
+            .collect();
+        origin.script(move |_, _| Act::With(fields.clone()));
+        let path = format!("/films/{lines}-{bytes}");
+        let answer = edge.get(&path, Some("bytes=0-9")).await;
+        assert_eq!(
+            answer.status == 502,
+            status == 502,
+            "{path} {}",
+            answer.status
+        );
+    }
+    edge.stop().await;
+}
+
 /// RFC 9110, 7.6.1: what `Connection` names is for this edge, so the origin does not get it, and
 /// it selects nothing (souin 807, pingora 734).
 #[tokio::test(flavor = "multi_thread")]

@@ -274,8 +274,7 @@ impl EdgeObjects {
                 return Some(answer(StatusCode::PRECONDITION_FAILED, headers, empty()));
             }
         };
-        let asked = request.headers.get(header::RANGE).filter(|_| !ignore_range);
-        let asked = asked.and_then(|value| range::parse(value.as_bytes()));
+        let asked = range::requested(&request.headers).filter(|_| !ignore_range);
         let body = match asked {
             Some(_) => whole.arrived().await,
             None => whole.body(),

@@ -164,7 +164,7 @@ async fn answer<O: Objects>(
             return Ok(response);
         }
     }
-    let ranges = requested_ranges(&request.headers);
+    let ranges = range::requested(&request.headers);
     if let Some((known, age_seconds)) = memory.recall(request) {
         let answered = answer_object(
             server,
@@ -545,15 +545,6 @@ pub(super) fn check_signature<O: Objects>(
         .duration_since(UNIX_EPOCH)
         .map_or(0, |now| now.as_secs());
     Ok(keys.with(|signer| signer.verify(&path(), &query, word, client.address, now))?)
-}
-
-/// The only valid `Range` line; several are ignored, because it is not a list field.
-fn requested_ranges(headers: &HeaderMap) -> Option<RangeSet> {
-    let mut values = headers.get_all(header::RANGE).iter();
-    match (values.next(), values.next()) {
-        (Some(value), None) => range::parse(value.as_bytes()),
-        _ => None,
-    }
 }
 
 fn first_bytes(ranges: Option<&RangeSet>) -> FirstBytes {

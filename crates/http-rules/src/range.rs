@@ -5,6 +5,7 @@
 //! ignored and not an error (14.2): the answer is the whole object.
 
 use chunkcache_proto::ByteRange;
+use http::{HeaderMap, header};
 
 /// With more ranges than this after coalescing, the answer is the whole object, as 14.2 allows:
 /// each range is a part with its own header, and no player requests so many.
@@ -68,6 +69,17 @@ pub fn parse(header: &[u8]) -> Option<RangeSet> {
         None
     } else {
         Some(RangeSet(parsed))
+    }
+}
+
+/// The ranges of a request. Of several lines none counts, because `Range` is no list (RFC 9110,
+/// 5.3).
+#[must_use]
+pub fn requested(headers: &HeaderMap) -> Option<RangeSet> {
+    let mut values = headers.get_all(header::RANGE).iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) => parse(value.as_bytes()),
+        _ => None,
     }
 }
 
