@@ -117,8 +117,8 @@ pub struct FetchQueue {
     tasks: HashMap<TaskId, (Task, State)>,
     waiting: BTreeSet<Rank>,
     running: BTreeSet<Rank>,
-    /// Kept until one of its lower tasks has ended, so that a gap between two urgent fetches does
-    /// not reset it.
+    /// Kept until a fetch that began at these levels has ended by itself, so that neither a gap
+    /// between two urgent fetches nor the rest of one resets it.
     yielding: HashMap<Arc<str>, Yielding>,
     /// Since when HIGH fetches of an origin wait because its link is full.
     ahead_since_ms: HashMap<Arc<str>, u64>,
@@ -126,6 +126,8 @@ pub struct FetchQueue {
     read_at_ms: HashMap<Arc<str>, u64>,
     /// Running tasks that have only their end to bring.
     ending: HashSet<TaskId>,
+    /// Running tasks that began at MEDIUM or LOW.
+    begun_low: HashSet<TaskId>,
 }
 
 impl FetchQueue {
@@ -140,6 +142,7 @@ impl FetchQueue {
             ahead_since_ms: HashMap::new(),
             read_at_ms: HashMap::new(),
             ending: HashSet::new(),
+            begun_low: HashSet::new(),
         }
     }
 
@@ -203,8 +206,7 @@ impl FetchQueue {
         let (task, state) = self.tasks.get_mut(&id)?;
         match state {
             State::Waiting => {
-                self.waiting.remove(&task.rank());
-                self.tasks.remove(&id);
+                self.ended(id);
                 None
             }
             State::Running | State::Preempting | State::Leaving => {
@@ -230,14 +232,17 @@ impl FetchQueue {
     /// Removes a task that is over, for whatever reason.
     pub fn ended(&mut self, id: TaskId) {
         self.ending.remove(&id);
-        if let Some((task, _)) = self.tasks.remove(&id) {
-            self.running.remove(&task.rank());
-            self.waiting.remove(&task.rank());
-            if task.level >= Level::Medium
-                && let Some(origin) = &task.origin
-            {
-                self.yielding.remove(origin);
-            }
+        let had_its_turn = self.begun_low.remove(&id);
+        let Some((task, state)) = self.tasks.remove(&id) else {
+            return;
+        };
+        self.running.remove(&task.rank());
+        self.waiting.remove(&task.rank());
+        if let Some(origin) = &task.origin
+            && let Some(yielding) = self.yielding.get(origin)
+            && (yielding.spared == Some(id) || (had_its_turn && state == State::Running))
+        {
+            self.yielding.remove(origin);
         }
     }
 
@@ -246,6 +251,7 @@ impl FetchQueue {
     #[must_use]
     pub fn preempted(&mut self, id: TaskId) -> bool {
         self.ending.remove(&id);
+        self.begun_low.remove(&id);
         let Some((task, state)) = self.tasks.get_mut(&id) else {
             return false;
         };
@@ -255,7 +261,7 @@ impl FetchQueue {
                 self.waiting.insert(task.rank());
             }
             State::Leaving => {
-                self.tasks.remove(&id);
+                self.ended(id);
                 return false;
             }
             State::Waiting | State::Running => {}
@@ -309,6 +315,9 @@ impl FetchQueue {
                 && let Some(origin) = self.origin_of(best.2).cloned()
             {
                 self.ahead_since_ms.remove(&origin);
+            }
+            if best.0 > Level::High {
+                self.begun_low.insert(best.2);
             }
             effects.push(Effect::Start(best.2));
         }

@@ -313,6 +313,34 @@ fn on_a_full_link_lower_levels_yield_to_lookahead_too() {
 }
 
 #[test]
+fn a_viewer_that_seeks_all_the_time_starves_no_job() {
+    let mut queue = FetchQueue::new(4);
+    let of = |id, level| of_origin("a", task(id, level, 0));
+    assert!(queue.push(of(1, Level::Medium)) && queue.push(of(2, Level::Medium)));
+    let mut begun = Vec::new();
+    for seek in 0..100 {
+        let now = seek * 200;
+        let (reached, left) = (10 + 2 * seek, 11 + 2 * seek);
+        assert!(queue.push(of(reached, Level::Critical)) && queue.push(of(left, Level::High)));
+        for effect in queue.settle(now, free, link_of_a) {
+            if let Effect::Start(id @ 1..10) = effect {
+                begun.push((id, now));
+            }
+        }
+        // It seeks: what it left is lowered and ends, or is cancelled.
+        queue.reprioritise(reached, Level::Low, 0);
+        queue.ended(reached);
+        let _ = queue.cancel(left);
+        queue.ended(left);
+        if let Some((id, _)) = begun.last().filter(|(_, at)| at + 400 == now) {
+            queue.ended(*id);
+        }
+    }
+    let turn = MAX_YIELD_MS + 400;
+    assert_eq!(begun, [(1, MAX_YIELD_MS), (2, turn + MAX_YIELD_MS + 200)]);
+}
+
+#[test]
 fn a_task_cancelled_while_it_is_preempted_does_not_come_back() {
     let mut queue = FetchQueue::new(1);
     assert!(queue.push(task(1, Level::Low, 0)));
