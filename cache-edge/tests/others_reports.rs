@@ -390,8 +390,8 @@ async fn expires_goes_with_the_date_that_it_counts_from() {
     }
 }
 
-/// Of a body without a length, an HTTP/1.0 client sees the end by the connection's end, so one that
-/// breaks off must not end cleanly (envoy 17186). nginx asks in HTTP/1.0 unless it is told not to.
+/// An HTTP/1.0 client knows the end of a body without a length by the end of the connection, so one
+/// that breaks off must not end cleanly (envoy 17186). nginx requests in HTTP/1.0 by default.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_breaks_off_is_a_reset_for_http_1_0() {
     let (_directory, origin, edge) = pair().await;

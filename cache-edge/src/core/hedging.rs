@@ -58,6 +58,12 @@ impl AnswerTimes {
         self.percentile(50)
     }
 
+    /// The shortest: of an answer that waited for no other. `None`: no answer is known.
+    #[must_use]
+    pub fn least(&self) -> Option<Duration> {
+        self.percentile(0)
+    }
+
     fn percentile(&self, percent: usize) -> Option<Duration> {
         let place = self.count * percent / 100;
         let mut sorted = self.micros;
@@ -119,6 +125,13 @@ mod tests {
 
     fn late_after_ms(times: &AnswerTimes) -> Option<u128> {
         times.late_after().map(|after| after.as_millis())
+    }
+
+    #[test]
+    fn the_least_time_is_that_of_an_answer_before_which_there_was_no_queue() {
+        assert_eq!(times([]).least(), None);
+        let times = times([220, 25, 231, 240]);
+        assert_eq!(times.least(), Some(Duration::from_millis(25)));
     }
 
     #[test]

@@ -87,9 +87,9 @@ struct Inner {
     closed: Vec<u64>,
     closed_overflow: bool,
     viewer_positions: ViewerPositions,
-    /// What is not reported to the coordinator yet; urgent: a reader waits.
+    /// Changes that are not reported to the coordinator yet; urgent: a reader waits.
     to_report: Gathered,
-    /// What the edge's own planner has not seen; likewise.
+    /// Changes that the edge's own planner has not seen; likewise.
     to_plan: Gathered,
 }
 

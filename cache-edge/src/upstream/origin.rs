@@ -133,6 +133,15 @@ impl Origin {
         of(RequestKind::Chunks).or_else(|| of(RequestKind::Object))
     }
 
+    /// The shortest of these times. The others may have waited in a queue, behind what this edge
+    /// fetches itself.
+    #[must_use]
+    pub fn least_time(&self) -> Option<Duration> {
+        let times = self.times.lock();
+        let of = |kind: RequestKind| times[kind as usize].least();
+        of(RequestKind::Chunks).or_else(|| of(RequestKind::Object))
+    }
+
     /// Whether the URL lies below the configured base URL.
     #[must_use]
     pub fn holds(&self, url: &Url) -> bool {

@@ -257,13 +257,13 @@ impl Source {
         origin.is_some_and(|origin| origin.link.is_for_one())
     }
 
-    /// Bytes that the link brings in the time that the origin takes to begin an answer, if both are
-    /// known.
+    /// Bytes that the link brings in the time that the origin takes to begin an answer that waits
+    /// for no other, if both are known.
     #[must_use]
     pub fn bytes_of_round_trip(&self) -> Option<u64> {
         let origin = self.first_asked()?;
         let rate = origin.link.bytes_per_second()? as f64;
-        Some((rate * origin.usual_time()?.as_secs_f64()) as u64)
+        Some((rate * origin.least_time()?.as_secs_f64()) as u64)
     }
 
     fn first_asked(&self) -> Option<&Origin> {

@@ -295,7 +295,7 @@ pub fn facts(headers: &HeaderMap, described: &ObjectMetadata) -> AnswerFacts {
         expires_invalid: headers.contains_key(header::EXPIRES)
             && date_ms(headers, header::EXPIRES).is_none(),
         date_ms: date_ms(headers, header::DATE),
-        // Of a list, the first member counts (RFC 9111, 5.1).
+        // If it is a list, the first member counts (RFC 9111, 5.1).
         age_seconds: text(headers, header::AGE)
             .and_then(|age| age.split(',').next())
             .map_or(0, |age| freshness::delta_seconds(age.trim()) as u32),
