@@ -330,8 +330,7 @@ impl FetchQueue {
         let readers = self.waiting.iter().take_while(|rank| rank.0 <= Level::High);
         let unwanted = readers.filter(|rank| !self.get(rank.2).is_none_or(&is_wanted));
         for rank in unwanted.copied().collect::<Vec<_>>() {
-            self.waiting.remove(&rank);
-            self.tasks.remove(&rank.2);
+            self.ended(rank.2);
             effects.push(Effect::Drop(rank.2));
         }
     }

@@ -235,6 +235,37 @@ fn who_gave_way_for_long_runs_to_its_end() {
 }
 
 #[test]
+fn a_turn_ends_with_the_task_that_had_it_however_that_ends() {
+    for how in 0..3 {
+        let mut queue = FetchQueue::new(2);
+        let of = |id, level| of_origin("a", task(id, level, 0));
+        let low = [1, 2].map(|id| of(id, Level::Low));
+        assert!(low.into_iter().all(|task| queue.push(task)));
+        assert!(queue.push(of(3, Level::Critical)));
+        assert_eq!(queue.settle(0, free, no_link), [Effect::Start(3)]);
+        let turn = MAX_YIELD_MS;
+        assert_eq!(queue.settle(turn, free, no_link), [Effect::Start(1)]);
+        // It gives its slot to others, and is over while it waits.
+        assert!(queue.push(of(5, Level::Critical)) && queue.push(of(6, Level::Critical)));
+        let _ = queue.settle(turn, free, no_link);
+        assert!(queue.preempted(1));
+        match how {
+            0 => queue.ended(1),
+            1 => assert_eq!(queue.cancel(1), None),
+            _ => {
+                queue.reprioritise(1, Level::High, 0);
+                let left = |task: &Task| task.id != 1;
+                assert!(queue.settle(turn, left, no_link).contains(&Effect::Drop(1)));
+            }
+        }
+        queue.max_running = 4;
+        assert_eq!(queue.settle(turn + 1, free, no_link), []);
+        let next = queue.settle(2 * turn + 1, free, no_link);
+        assert_eq!(next, [Effect::Start(2)], "{how}");
+    }
+}
+
+#[test]
 fn on_a_full_link_lookahead_waits_for_what_is_needed_first() {
     let mut queue = FetchQueue::new(3);
     let of = |id, level, deadline| of_origin("a", task(id, level, deadline));
