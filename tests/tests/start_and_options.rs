@@ -309,6 +309,16 @@ fn a_database_of_a_newer_schema_ends_the_start() {
     assert!(log.contains("9999"), "{log}");
 }
 
+/// The output of a coordinator that ends because of its database.
+fn start_that_fails_on(database: &str) -> String {
+    let listen = format!("--listen={}", ports::reserve());
+    let http = format!("--http-listen={}", ports::reserve());
+    let arguments = ["serve", "--database-url", database, &listen, &http];
+    let output = run("cache-coordinator", &arguments, &[]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    text(&output)
+}
+
 #[test]
 fn a_database_of_another_encoding_ends_the_start() {
     let cluster = Cluster::start();
@@ -319,15 +329,7 @@ fn a_database_of_another_encoding_ends_the_start() {
         "postgres://postgres@127.0.0.1:{}/latin",
         cluster.postgres.port()
     );
-    let listen = format!("--listen={}", ports::reserve());
-    let http = format!("--http-listen={}", ports::reserve());
-    let output = run(
-        "cache-coordinator",
-        &["serve", "--database-url", &database, &listen, &http],
-        &[],
-    );
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let said = text(&output);
+    let said = start_that_fails_on(&database);
     assert!(said.contains("LATIN1") && said.contains("UTF8"), "{said}");
 }
 
@@ -339,15 +341,7 @@ fn missing_rights_end_the_start_and_are_named_last() {
     postgres.query("CREATE ROLE guest LOGIN");
     postgres.query("CREATE DATABASE other");
     let database = format!("postgres://guest@127.0.0.1:{}/other", postgres.port());
-    let listen = format!("--listen={}", ports::reserve());
-    let http = format!("--http-listen={}", ports::reserve());
-    let output = run(
-        "cache-coordinator",
-        &["serve", "--database-url", &database, &listen, &http],
-        &[],
-    );
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let said = text(&output);
+    let said = start_that_fails_on(&database);
     let last = said.trim_end().lines().last().unwrap_or_default();
     let reason = "the database can not be used: permission denied for schema public";
     assert!(last.ends_with(reason), "{said}");

@@ -281,10 +281,13 @@ impl FetchQueue {
     ) -> Vec<Effect> {
         let mut effects = Vec::new();
         self.drop_unwanted(is_wanted, &mut effects);
-        let mut full = self.origins();
-        full.retain(|origin| is_full(origin));
+        let origins = self.origins().into_iter();
+        let (full, wide): (HashSet<_>, HashSet<_>) = origins.partition(|origin| is_full(origin));
         self.ahead_since_ms
             .retain(|origin, _| full.contains(origin));
+        // Also if its last task is over: the next one may come at once.
+        self.read_at_ms
+            .retain(|origin, at| !wide.contains(origin) && now_ms < *at + QUIET_MS);
         let urgent = self.urgent_origins(&full, now_ms);
         self.yield_to_urgent(&urgent, now_ms, &mut effects);
         while let Some(mut best) = self.next_to_start(&urgent, &full, now_ms) {
@@ -390,8 +393,6 @@ impl FetchQueue {
             .filter(is_full)
             .cloned()
             .collect();
-        self.read_at_ms
-            .retain(|origin, at| full.contains(origin) && now_ms < *at + QUIET_MS);
         for origin in read {
             self.read_at_ms.insert(origin, now_ms);
         }

@@ -341,6 +341,19 @@ fn on_a_full_link_lower_levels_yield_to_lookahead_too() {
     assert_eq!(queue.settle(seek + QUIET_MS - 1, free, link_of_a), []);
     let quiet = queue.settle(seek + QUIET_MS, free, link_of_a);
     assert_eq!(quiet, [Effect::Start(1)]);
+    // Nothing of the origin is left for a moment.
+    let again = seek + QUIET_MS + 1;
+    assert!(queue.push(of(6, Level::High)));
+    let _ = queue.settle(again, free, link_of_a);
+    for id in [1, 6] {
+        let _ = queue.preempted(id);
+        queue.ended(id);
+    }
+    assert_eq!(queue.settle(again + 1, free, link_of_a), []);
+    assert!(queue.push(of(7, Level::Low)));
+    assert_eq!(queue.settle(again + 2, free, link_of_a), []);
+    let quiet = queue.settle(again + QUIET_MS, free, link_of_a);
+    assert_eq!(quiet, [Effect::Start(7)]);
 }
 
 #[test]

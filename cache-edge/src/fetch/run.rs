@@ -83,6 +83,13 @@ impl Assignment {
         self.file.source().into()
     }
 
+    /// Whether all its chunks are here.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        let end = self.first_chunk.saturating_add(self.chunk_count);
+        (self.first_chunk..end).all(|chunk| self.file.is_present(chunk))
+    }
+
     /// Whether it is from an origin and on behalf of a reader.
     #[must_use]
     pub fn is_ahead(&self) -> bool {
@@ -164,21 +171,22 @@ impl Fetcher {
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         let mut last_progress = Instant::now();
         loop {
+            // Do not drop an answer that has begun: like that of any stopped fetch, it is read for
+            // a moment longer.
+            if opened.is_none()
+                && let Some(stop) = handle.wanted_stop()
+            {
+                // A fetch that was stopped amid its last bytes is over nevertheless. Reported as
+                // cancelled, another edge would be sent to the origin for what is written here.
+                return match assignment.is_complete() {
+                    true => RunEnd::Finished,
+                    false => stop.into(),
+                };
+            }
             if incoming.is_changed() {
                 return RunEnd::Failed(failure(&OriginError::Changed));
             }
-            let next = next_gap(assignment, &incoming);
-            // A fetch that was stopped amid its last bytes is over nevertheless. Reported as
-            // cancelled, another edge would be sent to the origin for what is written here. Do not
-            // drop an answer that has begun: like that of any stopped fetch, it is read for a
-            // moment longer.
-            if opened.is_none()
-                && !matches!(next, NextStep::Done)
-                && let Some(stop) = handle.wanted_stop()
-            {
-                return stop.into();
-            }
-            let gap = match next {
+            let gap = match next_gap(assignment, &incoming) {
                 NextStep::Done => return RunEnd::Finished,
                 NextStep::Gap(gap) => gap,
                 NextStep::Foreign(incoming_chunk) => {
