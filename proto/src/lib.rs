@@ -4,6 +4,7 @@
 //! Must not know time, I/O, SQL or HTTP.
 
 pub mod checksum;
+pub mod fetch_id;
 pub mod geometry;
 pub mod identity;
 pub mod key;
@@ -21,6 +22,7 @@ pub mod v1 {
 /// The encoded `FileDescriptorSet` of [`v1`], for server reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
+pub use fetch_id::FetchId;
 pub use geometry::{ByteRange, ChunkIndex, Geometry};
 pub use identity::{EntryId, EntryIdentity};
 pub use priority::Level;

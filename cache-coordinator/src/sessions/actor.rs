@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use chunkcache_proto::EntryId;
+use chunkcache_proto::{EntryId, FetchId};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
     task::JoinSet,
@@ -18,7 +18,6 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    directory::LOCAL_BIT,
     plan::{Action, Command, LoadedEntry, Plan},
     registry::Registry,
 };
@@ -231,13 +230,13 @@ impl<S: EntrySource> Actor<S> {
     }
 }
 
-/// Milliseconds since 1970 times a million, below the bit of an edge's own fetches, so that no
-/// number of an earlier plan, in whatever process, is used again.
+/// Milliseconds since 1970 times a million, so that no number of an earlier plan, in whatever
+/// process, is used again.
 fn first_assignment() -> u64 {
     let since = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(0) << 20 & !LOCAL_BIT
+    u64::try_from(since.as_millis()).unwrap_or(0) << 20 & FetchId::MAX_NUMBER
 }
 
 fn new_plan() -> Plan {

@@ -8,10 +8,7 @@ use std::{
 
 use chunkcache_proto::{EntryId, Geometry, v1};
 
-use scheduler::api::{AssignmentId, EdgeId, EntryNo, SourceId};
-
-/// The highest bit marks local fetches.
-pub(super) const LOCAL_BIT: u64 = 1 << 63;
+use scheduler::api::{EdgeId, EntryNo, SourceId};
 
 /// An edge as the plan knows it.
 #[derive(Clone, Debug)]
@@ -39,11 +36,8 @@ pub struct Directory {
     source_names: HashMap<SourceId, String>,
     entry_numbers: HashMap<EntryId, EntryNo>,
     entries: BTreeMap<EntryNo, EntryRecord>,
-    local_by_wire: HashMap<(EdgeId, u64), AssignmentId>,
-    local_by_id: HashMap<AssignmentId, (EdgeId, u64)>,
     next_source: u32,
     next_entry: u32,
-    next_local: u64,
 }
 
 impl Directory {
@@ -137,62 +131,12 @@ impl Directory {
             record.entry = entry;
         }
     }
-
-    /// The scheduler's id of an edge's fetch. Edges number their local fetches, so two edges may
-    /// use the same number; here each fetch gets its own id.
-    pub fn assignment(&mut self, edge: EdgeId, wire: u64) -> AssignmentId {
-        if wire & LOCAL_BIT == 0 {
-            return AssignmentId(wire);
-        }
-        if let Some(&id) = self.local_by_wire.get(&(edge, wire)) {
-            return id;
-        }
-        let id = AssignmentId(LOCAL_BIT | self.next_local);
-        self.next_local += 1;
-        self.local_by_wire.insert((edge, wire), id);
-        self.local_by_id.insert(id, (edge, wire));
-        id
-    }
-
-    /// The number by which the edge knows a fetch.
-    #[must_use]
-    pub fn wire_assignment(&self, id: AssignmentId) -> u64 {
-        self.local_by_id.get(&id).map_or(id.0, |(_, wire)| *wire)
-    }
-
-    /// Forgets a fetch that ended.
-    pub fn end_assignment(&mut self, edge: EdgeId, wire: u64) {
-        if let Some(id) = self.local_by_wire.remove(&(edge, wire)) {
-            self.local_by_id.remove(&id);
-        }
-    }
-
-    /// Forgets the local fetches of a session that ended.
-    pub fn end_local_fetches(&mut self, edge: EdgeId) {
-        self.local_by_wire.retain(|(of, _), _| *of != edge);
-        self.local_by_id.retain(|_, (of, _)| *of != edge);
-    }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn local_fetches_of_two_edges_do_not_collide() {
-        let mut directory = Directory::default();
-        let (a, b) = (EdgeId(1), EdgeId(2));
-        let wire = LOCAL_BIT | 7;
-        let (of_a, of_b) = (directory.assignment(a, wire), directory.assignment(b, wire));
-        assert_ne!(of_a, of_b);
-        assert_eq!(directory.assignment(a, wire), of_a);
-        assert_eq!(directory.wire_assignment(of_b), wire);
-        directory.end_local_fetches(a);
-        assert_ne!(directory.assignment(a, wire), of_a);
-        assert_eq!(directory.wire_assignment(of_b), wire);
-        assert_eq!(directory.assignment(a, 5), AssignmentId(5));
-    }
 
     #[test]
     fn a_reopened_entry_has_another_number() {

@@ -123,7 +123,6 @@ impl Plan {
                 }
                 self.edge_space(edge, space, now, actions);
                 self.directory.set_edge(edge, record);
-                self.directory.end_local_fetches(edge);
                 self.epochs.insert(edge, epoch);
                 self.readers.retain(|reader, _| reader.edge != edge);
                 self.keep_fetches(edge, kept, now, actions);
@@ -162,7 +161,6 @@ impl Plan {
                 if self.is_present(edge, epoch) {
                     self.epochs.remove(&edge);
                     self.forget_kept(|of, _| of == edge);
-                    self.directory.end_local_fetches(edge);
                     self.readers.retain(|reader, _| reader.edge != edge);
                     self.end_hand_overs(edge, now, actions);
                     self.event(Event::EdgeLost { edge }, now, actions);
@@ -468,7 +466,7 @@ impl Plan {
             self.loading.retain_all(|command| !of_it(command));
             self.forget_kept(|of, id| of == edge && id == report.assignment_id);
         }
-        if let Some(event) = translate::fetch_report(&mut self.directory, edge, report) {
+        if let Some(event) = translate::fetch_report(edge, report) {
             self.event(event, now, actions);
         }
     }
@@ -582,7 +580,7 @@ impl Plan {
         actions: &mut Vec<Action>,
     ) {
         if self.load(id, actions) {
-            if let Some(event) = translate::local_fetch(&mut self.directory, edge, &fetch) {
+            if let Some(event) = translate::local_fetch(&self.directory, edge, &fetch) {
                 self.event(event, now, actions);
             }
         } else {

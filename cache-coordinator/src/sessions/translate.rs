@@ -13,7 +13,7 @@ use super::directory::Directory;
 use scheduler::{
     LEASE_MS,
     api::{
-        Assignment, Demand, EdgeId, Effect, Event, Fault, FetchSource as FetchFrom, Lease,
+        Assignment, Demand, EdgeId, Effect, Event, Fault, FetchId, FetchSource as FetchFrom, Lease,
         QuotaUse, ReaderId, Reason, SourceSpace,
     },
 };
@@ -55,22 +55,16 @@ pub fn demand(directory: &Directory, edge: EdgeId, reader: &v1::ReaderDemand) ->
 
 /// A fetch's report.
 #[must_use]
-pub fn fetch_report(
-    directory: &mut Directory,
-    edge: EdgeId,
-    report: &v1::FetchReport,
-) -> Option<Event> {
+pub fn fetch_report(edge: EdgeId, report: &v1::FetchReport) -> Option<Event> {
     use v1::fetch_report::State;
-    let assignment = directory.assignment(edge, report.assignment_id);
-    let event = match report.state() {
+    let assignment = FetchId::from(report.assignment_id);
+    Some(match report.state() {
         State::Unspecified => return None,
-        State::Started | State::Progress => {
-            return Some(Event::FetchProgressed {
-                edge,
-                assignment,
-                bytes_done: report.bytes_done,
-            });
-        }
+        State::Started | State::Progress => Event::FetchProgressed {
+            edge,
+            assignment,
+            bytes_done: report.bytes_done,
+        },
         State::Finished => Event::FetchFinished { edge, assignment },
         State::Cancelled => Event::FetchCancelled { edge, assignment },
         State::Failed => {
@@ -83,30 +77,25 @@ pub fn fetch_report(
                     .then_some(u64::from(failure.retry_after_ms)),
             }
         }
-    };
-    directory.end_assignment(edge, report.assignment_id);
-    Some(event)
+    })
 }
 
-/// A local fetch of an edge.
+/// A local fetch of an edge. `None`: of an entry that is not open, or not what it claims to be.
 #[must_use]
-pub fn local_fetch(
-    directory: &mut Directory,
-    edge: EdgeId,
-    fetch: &v1::LocalFetch,
-) -> Option<Event> {
+pub fn local_fetch(directory: &Directory, edge: EdgeId, fetch: &v1::LocalFetch) -> Option<Event> {
+    let assignment = FetchId::from(fetch.assignment_id);
     let entry = directory.entry_number(fetch.entry_id.parse().ok()?)?;
     let count = directory.entry(entry)?.geometry.chunk_count();
     let end = fetch
         .first_chunk
         .saturating_add(fetch.chunk_count)
         .min(count);
-    if fetch.first_chunk >= end {
+    if fetch.first_chunk >= end || !assignment.is_local() {
         return None;
     }
     Some(Event::LocalFetchStarted {
         edge,
-        assignment: directory.assignment(edge, fetch.assignment_id),
+        assignment,
         entry,
         chunks: fetch.first_chunk..end,
         level: Level::try_from(fetch.priority()).unwrap_or(Level::Critical),
@@ -151,7 +140,7 @@ pub fn effect(directory: &Directory, effect: &Effect) -> Option<(EdgeId, Message
         } => Some((
             *edge,
             Message::Reprioritise(v1::Reprioritise {
-                assignment_id: directory.wire_assignment(*assignment),
+                assignment_id: (*assignment).into(),
                 priority: v1::Priority::from(*level).into(),
                 deadline_ms: *deadline_ms,
             }),
@@ -159,7 +148,7 @@ pub fn effect(directory: &Directory, effect: &Effect) -> Option<(EdgeId, Message
         Effect::Cancel { edge, assignment } => Some((
             *edge,
             Message::Cancel(v1::Cancel {
-                assignment_id: directory.wire_assignment(*assignment),
+                assignment_id: (*assignment).into(),
             }),
         )),
         Effect::Quota {
@@ -232,7 +221,7 @@ fn assign(directory: &Directory, assignment: &Assignment) -> Option<v1::Assign> 
         }
     };
     Some(v1::Assign {
-        assignment_id: directory.wire_assignment(assignment.id),
+        assignment_id: assignment.id.into(),
         entry: Some(record.entry.as_ref().clone()),
         first_chunk: assignment.first_chunk,
         chunk_count: assignment.chunk_count,
@@ -261,7 +250,7 @@ pub fn reason(reason: Reason) -> String {
         Reason::BackgroundFill => "completes the entry on this edge".to_owned(),
         Reason::Own => "begun by the edge itself, for a request".to_owned(),
         Reason::InFlight => "assigned before this session began".to_owned(),
-        Reason::Hedge(other) => format!("second fetch beside the late {}", other.0),
+        Reason::Hedge(other) => format!("second fetch beside the late {other}"),
     }
 }
 
@@ -286,7 +275,7 @@ mod tests {
     use super::*;
     use crate::sessions::directory::{EdgeRecord, EntryRecord};
     use chunkcache_proto::EntryId;
-    use scheduler::api::{AssignmentId, EntryNo};
+    use scheduler::api::EntryNo;
     use std::sync::Arc;
 
     const EDGE: EdgeId = EdgeId(1);
@@ -353,7 +342,7 @@ mod tests {
     fn an_assignment_names_its_peer() {
         let (directory, number, id) = directory();
         let assignment = Assignment {
-            id: AssignmentId(5),
+            id: FetchId::Coordinated(5),
             edge: EDGE,
             entry: number,
             first_chunk: 1,
@@ -375,7 +364,6 @@ mod tests {
 
     #[test]
     fn a_failure_says_whose_fault_and_when_to_ask_again() {
-        let (mut directory, ..) = directory();
         let report = v1::FetchReport {
             assignment_id: 5,
             state: v1::fetch_report::State::Failed.into(),
@@ -387,10 +375,10 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(
-            fetch_report(&mut directory, EDGE, &report),
+            fetch_report(EDGE, &report),
             Some(Event::FetchFailed {
                 edge: EDGE,
-                assignment: AssignmentId(5),
+                assignment: FetchId::Coordinated(5),
                 fault: Fault::Peer,
                 retry_after: Some(1500),
             })

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chunkcache_proto::{ChunkIndex, Level};
+use chunkcache_proto::{ChunkIndex, FetchId, Level};
 use tokio_util::sync::CancellationToken;
 
 use super::Link;
@@ -72,7 +72,7 @@ impl Planner {
 
     /// Plans once. Returns the longest time until the next plan. `joined`: local fetches that a
     /// reader has reached.
-    fn plan(&self, joined: &mut HashSet<u64>) -> Duration {
+    fn plan(&self, joined: &mut HashSet<FetchId>) -> Duration {
         let planned_elsewhere = self.link.is_planning();
         let mut readers = self.demand.all();
         let hinting = self.demand.hinting();
@@ -247,7 +247,7 @@ impl Planner {
         &self,
         readers: &[Arc<ReaderState>],
         local: &[Assignment],
-        joined: &mut HashSet<u64>,
+        joined: &mut HashSet<FetchId>,
     ) {
         joined.retain(|id| local.iter().any(|order| order.id == *id));
         for order in local {

@@ -252,22 +252,22 @@ impl Session {
             Message::SourceCheck(check) => self.check_source(check),
             Message::Reprioritise(change) => {
                 if let Ok(level) = Level::try_from(change.priority()) {
+                    let id = change.assignment_id.into();
                     tracing::debug!(fetch = change.assignment_id, ?level, "has another level");
-                    self.downloads
-                        .reprioritise(change.assignment_id, level, change.deadline_ms);
+                    self.downloads.reprioritise(id, level, change.deadline_ms);
                 }
             }
             Message::Cancel(cancel) => {
-                let under_way = self.downloads.under_way(cancel.assignment_id);
-                let wanted = under_way.is_some_and(|(entry, chunk)| {
-                    let stands = |reader: &crate::readers::ReaderState| {
-                        reader.file.id() == entry
-                            && reader.file.geometry().chunk_of(reader.position()) == chunk
-                    };
-                    self.demand.all().iter().any(|reader| stands(reader))
-                });
+                let id = cancel.assignment_id.into();
+                let is_read = |(entry, chunk)| {
+                    self.demand.all().iter().any(|reader| {
+                        let file = &reader.file;
+                        file.id() == entry && file.geometry().chunk_of(reader.position()) == chunk
+                    })
+                };
+                let wanted = self.downloads.under_way(id).is_some_and(is_read);
                 tracing::debug!(fetch = cancel.assignment_id, "cancelled");
-                self.downloads.cancel(cancel.assignment_id, wanted);
+                self.downloads.cancel(id, wanted);
             }
             Message::Committed(committed) => {
                 for removal in self.link.committed(committed.sequence) {
@@ -365,7 +365,7 @@ impl Session {
             "assigned"
         );
         let order = Assignment {
-            id: assign.assignment_id,
+            id: assign.assignment_id.into(),
             start_at: assign
                 .start_at
                 .max(file.geometry().chunk_range(assign.first_chunk).start),

@@ -25,10 +25,7 @@ use std::{
     sync::Arc,
 };
 
-use chunkcache_proto::{ChunkIndex, EntryId, Level};
-
-/// Assigned by the coordinator, or by this edge with the highest bit set.
-pub type TaskId = u64;
+use chunkcache_proto::{ChunkIndex, EntryId, FetchId, Level};
 
 /// Maximum number of tasks; beyond it new ones below CRITICAL are refused.
 pub const MAX_TASKS: usize = 4096;
@@ -42,7 +39,7 @@ pub const QUIET_MS: u64 = 300;
 /// A run of adjacent chunks to fetch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task {
-    pub id: TaskId,
+    pub id: FetchId,
     pub entry: EntryId,
     /// The source to fetch from; `None`: a peer.
     pub origin: Option<Arc<str>>,
@@ -69,18 +66,18 @@ impl Task {
     }
 }
 
-type Rank = (Level, u64, TaskId);
+type Rank = (Level, u64, FetchId);
 
 /// An instruction to the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    Start(TaskId),
+    Start(FetchId),
     /// Stop at once, keeping the written bytes; answer with [`FetchQueue::preempted`].
-    Preempt(TaskId),
+    Preempt(FetchId),
     /// Stop at the end of the chunk; answer with [`FetchQueue::ended`].
-    Cancel(TaskId),
+    Cancel(FetchId),
     /// A waiting task that is no longer wanted was removed from the queue.
-    Drop(TaskId),
+    Drop(FetchId),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,14 +104,14 @@ pub enum TaskStanding {
 struct Yielding {
     since_ms: u64,
     /// The task that is exempt and runs to its end.
-    spared: Option<TaskId>,
+    spared: Option<FetchId>,
 }
 
 /// The queue of this edge's fetches.
 #[derive(Clone, Debug)]
 pub struct FetchQueue {
     max_running: usize,
-    tasks: HashMap<TaskId, (Task, State)>,
+    tasks: HashMap<FetchId, (Task, State)>,
     waiting: BTreeSet<Rank>,
     running: BTreeSet<Rank>,
     /// Kept until a fetch that began at these levels has ended by itself, so that neither a gap
@@ -125,9 +122,9 @@ pub struct FetchQueue {
     /// When readers last fetched from an origin whose link is full.
     read_at_ms: HashMap<Arc<str>, u64>,
     /// Running tasks that have only their end to bring.
-    ending: HashSet<TaskId>,
+    ending: HashSet<FetchId>,
     /// Running tasks that began at MEDIUM or LOW.
-    begun_low: HashSet<TaskId>,
+    begun_low: HashSet<FetchId>,
 }
 
 impl FetchQueue {
@@ -183,7 +180,7 @@ impl FetchQueue {
     }
 
     /// Changes level and deadline. Ignores unknown ids, because the task may have ended meanwhile.
-    pub fn reprioritise(&mut self, id: TaskId, level: Level, deadline_ms: u64) {
+    pub fn reprioritise(&mut self, id: FetchId, level: Level, deadline_ms: u64) {
         let Some((task, state)) = self.tasks.get_mut(&id) else {
             return;
         };
@@ -202,7 +199,7 @@ impl FetchQueue {
 
     /// Cancels a task. A waiting one is removed at once (`None`); a running one is to be stopped.
     #[must_use]
-    pub fn cancel(&mut self, id: TaskId) -> Option<Effect> {
+    pub fn cancel(&mut self, id: FetchId) -> Option<Effect> {
         let (task, state) = self.tasks.get_mut(&id)?;
         match state {
             State::Waiting => {
@@ -219,7 +216,7 @@ impl FetchQueue {
 
     /// A running task has only its end to bring: the next one may be requested, so that the link
     /// does not idle for a round trip.
-    pub fn near_end(&mut self, id: TaskId) {
+    pub fn near_end(&mut self, id: FetchId) {
         if self
             .tasks
             .get(&id)
@@ -230,7 +227,7 @@ impl FetchQueue {
     }
 
     /// Removes a task that is over, for whatever reason.
-    pub fn ended(&mut self, id: TaskId) {
+    pub fn ended(&mut self, id: FetchId) {
         self.ending.remove(&id);
         let had_its_turn = self.begun_low.remove(&id);
         let Some((task, state)) = self.tasks.remove(&id) else {
@@ -249,7 +246,7 @@ impl FetchQueue {
     /// Requeues a task that stopped after [`Effect::Preempt`]. False: it was cancelled meanwhile,
     /// and is over.
     #[must_use]
-    pub fn preempted(&mut self, id: TaskId) -> bool {
+    pub fn preempted(&mut self, id: FetchId) -> bool {
         self.ending.remove(&id);
         self.begun_low.remove(&id);
         let Some((task, state)) = self.tasks.get_mut(&id) else {
@@ -365,7 +362,7 @@ impl FetchQueue {
         effects.push(Effect::Preempt(rank.2));
     }
 
-    fn origin_of(&self, id: TaskId) -> Option<&Arc<str>> {
+    fn origin_of(&self, id: FetchId) -> Option<&Arc<str>> {
         self.tasks.get(&id)?.0.origin.as_ref()
     }
 
@@ -492,14 +489,14 @@ impl FetchQueue {
         is_used.then(|| origin.clone())
     }
 
-    fn set_state(&mut self, id: TaskId, state: State) {
+    fn set_state(&mut self, id: FetchId, state: State) {
         if let Some((_, held)) = self.tasks.get_mut(&id) {
             *held = state;
         }
     }
 
     #[must_use]
-    pub fn get(&self, id: TaskId) -> Option<&Task> {
+    pub fn get(&self, id: FetchId) -> Option<&Task> {
         self.tasks.get(&id).map(|(task, _)| task)
     }
 
@@ -517,7 +514,7 @@ impl FetchQueue {
 
     /// All tasks of an origin, the most urgent first; `Waiting` ones have no slot.
     #[must_use]
-    pub fn of_origin(&self, origin: &str) -> Vec<(TaskId, TaskStanding)> {
+    pub fn of_origin(&self, origin: &str) -> Vec<(FetchId, TaskStanding)> {
         let of_it = |(task, _): &&(Task, State)| task.origin.as_deref() == Some(origin);
         let mut tasks: Vec<_> = self.tasks.values().filter(of_it).collect();
         tasks.sort_unstable_by_key(|(task, _)| task.rank());

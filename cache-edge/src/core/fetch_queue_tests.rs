@@ -15,9 +15,13 @@ fn link_of_a(origin: &str) -> bool {
     origin == "a"
 }
 
-fn task(id: TaskId, level: Level, deadline_ms: u64) -> Task {
+fn n(number: u64) -> FetchId {
+    FetchId::Coordinated(number)
+}
+
+fn task(id: u64, level: Level, deadline_ms: u64) -> Task {
     Task {
-        id,
+        id: n(id),
         entry: EntryId::nil(),
         origin: None,
         first_chunk: id as u32 * 4,
@@ -34,9 +38,9 @@ fn the_earliest_deadline_of_the_most_urgent_level_first() {
     for (id, level, deadline) in [(1, Level::Low, 0), (2, Level::High, 9), (3, Level::High, 5)] {
         assert!(queue.push(task(id, level, deadline)));
     }
-    assert_eq!(queue.settle(0, free, no_link), [Effect::Start(3)]);
-    queue.ended(3);
-    assert_eq!(queue.settle(0, free, no_link), [Effect::Start(2)]);
+    assert_eq!(queue.settle(0, free, no_link), [Effect::Start(n(3))]);
+    queue.ended(n(3));
+    assert_eq!(queue.settle(0, free, no_link), [Effect::Start(n(2))]);
 }
 
 #[test]
@@ -50,8 +54,8 @@ fn a_readers_chunks_come_in_their_order_although_it_became_faster() {
         assert!(queue.push(of(id, deadline, reader)));
     }
     for id in [4, 3, 1, 2] {
-        assert_eq!(queue.settle(0, free, no_link), [Effect::Start(id)]);
-        queue.ended(id);
+        assert_eq!(queue.settle(0, free, no_link), [Effect::Start(n(id))]);
+        queue.ended(n(id));
     }
 }
 
@@ -62,14 +66,14 @@ fn what_nobody_wants_any_more_is_dropped_before_others_give_way_to_it() {
         origin: Some("films".into()),
         ..task(id, level, 0)
     };
-    let left = |task: &Task| task.id > 3;
+    let left = |task: &Task| task.id > n(3);
     assert!(queue.push(of(4, Level::Low)));
-    assert_eq!(queue.settle(0, left, no_link), [Effect::Start(4)]);
+    assert_eq!(queue.settle(0, left, no_link), [Effect::Start(n(4))]);
     assert!(queue.push(of(1, Level::Critical)) && queue.push(of(2, Level::High)));
     assert!(queue.push(of(3, Level::Low)));
     assert_eq!(
         queue.settle(0, left, no_link),
-        [Effect::Drop(1), Effect::Drop(2)],
+        [Effect::Drop(n(1)), Effect::Drop(n(2))],
         "nothing gives way, and what is below HIGH has no reader"
     );
     assert_eq!((queue.running_count(), queue.waiting_count()), (1, 1));
@@ -86,11 +90,11 @@ fn what_is_of_an_origin_is_told_with_how_far_it_is() {
     assert_eq!(queue.settle(0, free, no_link).len(), 2);
     assert!(queue.push(of(3, Level::Medium, "films")) && queue.push(of(4, Level::High, "other")));
     assert!(queue.push(task(5, Level::High, 0)));
-    assert!(queue.cancel(1).is_some());
+    assert!(queue.cancel(n(1)).is_some());
     let expected = [
-        (2, TaskStanding::Running),
-        (3, TaskStanding::Waiting),
-        (1, TaskStanding::Stopping),
+        (n(2), TaskStanding::Running),
+        (n(3), TaskStanding::Waiting),
+        (n(1), TaskStanding::Stopping),
     ];
     assert_eq!(queue.of_origin("films"), expected);
 }
@@ -99,24 +103,24 @@ fn what_is_of_an_origin_is_told_with_how_far_it_is() {
 fn critical_takes_the_reserved_slot_and_then_preempts() {
     let mut queue = FetchQueue::new(1);
     assert!(queue.push(task(1, Level::Low, 0)));
-    assert_eq!(queue.settle(0, free, no_link), [Effect::Start(1)]);
+    assert_eq!(queue.settle(0, free, no_link), [Effect::Start(n(1))]);
     assert!(queue.push(task(2, Level::Critical, 0)));
-    assert_eq!(queue.settle(0, free, no_link), [Effect::Start(2)]);
+    assert_eq!(queue.settle(0, free, no_link), [Effect::Start(n(2))]);
     assert!(queue.push(task(3, Level::Critical, 0)));
     assert_eq!(
         queue.settle(0, free, no_link),
-        [Effect::Preempt(1), Effect::Start(3)]
+        [Effect::Preempt(n(1)), Effect::Start(n(3))]
     );
-    assert!(queue.preempted(1));
+    assert!(queue.preempted(n(1)));
     assert_eq!(queue.settle(0, free, no_link), []);
-    queue.ended(2);
+    queue.ended(n(2));
     assert_eq!(
         queue.settle(0, free, no_link),
         [],
         "one runs, the slot beyond is kept for CRITICAL"
     );
-    queue.ended(3);
-    assert_eq!(queue.settle(0, free, no_link), [Effect::Start(1)]);
+    queue.ended(n(3));
+    assert_eq!(queue.settle(0, free, no_link), [Effect::Start(n(1))]);
 }
 
 #[test]
@@ -124,16 +128,16 @@ fn promotion_starts_what_waited() {
     let mut queue = FetchQueue::new(1);
     assert!(queue.push(task(1, Level::High, 0)));
     assert!(queue.push(task(2, Level::Low, 0)));
-    assert_eq!(queue.settle(0, free, no_link), [Effect::Start(1)]);
+    assert_eq!(queue.settle(0, free, no_link), [Effect::Start(n(1))]);
     assert_eq!(
         queue
             .covering(EntryId::nil(), 9)
             .map(|(t, runs)| (t.id, runs))
             .collect::<Vec<_>>(),
-        [(2, false)]
+        [(n(2), false)]
     );
-    queue.reprioritise(2, Level::Critical, 0);
-    assert_eq!(queue.settle(0, free, no_link), [Effect::Start(2)]);
+    queue.reprioritise(n(2), Level::Critical, 0);
+    assert_eq!(queue.settle(0, free, no_link), [Effect::Start(n(2))]);
 }
 
 #[test]
@@ -142,16 +146,16 @@ fn a_waiting_task_is_cancelled_at_once_and_a_running_one_is_stopped() {
     assert!(queue.push(task(1, Level::High, 0)));
     assert!(queue.push(task(2, Level::High, 1)));
     let _ = queue.settle(0, free, no_link);
-    assert_eq!(queue.cancel(2), None);
-    assert_eq!(queue.cancel(1), Some(Effect::Cancel(1)));
+    assert_eq!(queue.cancel(n(2)), None);
+    assert_eq!(queue.cancel(n(1)), Some(Effect::Cancel(n(1))));
     assert!(queue.push(task(3, Level::High, 2)));
     assert_eq!(
         queue.settle(0, free, no_link),
-        [Effect::Start(3)],
+        [Effect::Start(n(3))],
         "its slot is free while it stops"
     );
-    queue.ended(1);
-    queue.ended(3);
+    queue.ended(n(1));
+    queue.ended(n(3));
     assert_eq!((queue.running_count(), queue.waiting_count()), (0, 0));
 }
 
@@ -177,18 +181,22 @@ fn lower_levels_of_an_origin_give_way_while_a_critical_one_of_it_runs() {
     assert!(queue.push(of_origin("a", task(5, Level::Critical, 0))));
     assert_eq!(
         queue.settle(0, free, no_link),
-        [Effect::Preempt(1), Effect::Preempt(4), Effect::Start(5)]
+        [
+            Effect::Preempt(n(1)),
+            Effect::Preempt(n(4)),
+            Effect::Start(n(5))
+        ]
     );
-    assert!(queue.preempted(1) && queue.preempted(4));
+    assert!(queue.preempted(n(1)) && queue.preempted(n(4)));
     assert_eq!(
         queue.settle(1, free, no_link),
         [],
         "slots are free, the way is not"
     );
-    queue.ended(5);
+    queue.ended(n(5));
     assert_eq!(
         queue.settle(2, free, no_link),
-        [Effect::Start(4), Effect::Start(1)]
+        [Effect::Start(n(4)), Effect::Start(n(1))]
     );
 }
 
@@ -205,14 +213,20 @@ fn who_gave_way_for_long_runs_to_its_end() {
     let mut spared = None;
     while now < 2 * MAX_YIELD_MS && spared.is_none() {
         assert!(queue.push(of_origin("a", task(next, Level::Critical, 0))));
-        let started = queue.settle(now, free, no_link).contains(&Effect::Start(1));
+        let started = queue
+            .settle(now, free, no_link)
+            .contains(&Effect::Start(n(1)));
         for id in [1, 2] {
-            let _ = queue.preempted(id);
+            let _ = queue.preempted(n(id));
         }
-        if started || queue.settle(now, free, no_link).contains(&Effect::Start(1)) {
+        if started
+            || queue
+                .settle(now, free, no_link)
+                .contains(&Effect::Start(n(1)))
+        {
             spared = Some(now);
         } else {
-            queue.ended(next);
+            queue.ended(n(next));
             let _ = queue.settle(now, free, no_link);
         }
         next += 1;
@@ -223,10 +237,10 @@ fn who_gave_way_for_long_runs_to_its_end() {
     assert!(queue.push(of_origin("a", task(next, Level::Critical, 0))));
     assert_eq!(
         queue.settle(now, free, no_link),
-        [Effect::Start(next)],
+        [Effect::Start(n(next))],
         "it is let be"
     );
-    queue.ended(1);
+    queue.ended(n(1));
     assert_eq!(
         queue.settle(now, free, no_link),
         [],
@@ -242,26 +256,30 @@ fn a_turn_ends_with_the_task_that_had_it_however_that_ends() {
         let low = [1, 2].map(|id| of(id, Level::Low));
         assert!(low.into_iter().all(|task| queue.push(task)));
         assert!(queue.push(of(3, Level::Critical)));
-        assert_eq!(queue.settle(0, free, no_link), [Effect::Start(3)]);
+        assert_eq!(queue.settle(0, free, no_link), [Effect::Start(n(3))]);
         let turn = MAX_YIELD_MS;
-        assert_eq!(queue.settle(turn, free, no_link), [Effect::Start(1)]);
+        assert_eq!(queue.settle(turn, free, no_link), [Effect::Start(n(1))]);
         // It gives its slot to others, and is over while it waits.
         assert!(queue.push(of(5, Level::Critical)) && queue.push(of(6, Level::Critical)));
         let _ = queue.settle(turn, free, no_link);
-        assert!(queue.preempted(1));
+        assert!(queue.preempted(n(1)));
         match how {
-            0 => queue.ended(1),
-            1 => assert_eq!(queue.cancel(1), None),
+            0 => queue.ended(n(1)),
+            1 => assert_eq!(queue.cancel(n(1)), None),
             _ => {
-                queue.reprioritise(1, Level::High, 0);
-                let left = |task: &Task| task.id != 1;
-                assert!(queue.settle(turn, left, no_link).contains(&Effect::Drop(1)));
+                queue.reprioritise(n(1), Level::High, 0);
+                let left = |task: &Task| task.id != n(1);
+                assert!(
+                    queue
+                        .settle(turn, left, no_link)
+                        .contains(&Effect::Drop(n(1)))
+                );
             }
         }
         queue.max_running = 4;
         assert_eq!(queue.settle(turn + 1, free, no_link), []);
         let next = queue.settle(2 * turn + 1, free, no_link);
-        assert_eq!(next, [Effect::Start(2)], "{how}");
+        assert_eq!(next, [Effect::Start(n(2))], "{how}");
     }
 }
 
@@ -274,33 +292,33 @@ fn on_a_full_link_lookahead_waits_for_what_is_needed_first() {
     assert!(queue.push(of_origin("b", task(4, Level::High, 9))));
     assert_eq!(
         queue.settle(0, free, link_of_a),
-        [Effect::Start(1), Effect::Start(4)]
+        [Effect::Start(n(1)), Effect::Start(n(4))]
     );
     // The next one is requested while the end of the one before arrives.
-    queue.near_end(1);
-    assert_eq!(queue.settle(1, free, link_of_a), [Effect::Start(2)]);
+    queue.near_end(n(1));
+    assert_eq!(queue.settle(1, free, link_of_a), [Effect::Start(n(2))]);
     assert_eq!(queue.settle(2, free, link_of_a), [], "one at a time");
-    queue.ended(1);
+    queue.ended(n(1));
     assert_eq!(queue.settle(3, free, link_of_a), []);
     // A reader has reached it.
-    queue.reprioritise(3, Level::Critical, 0);
-    assert_eq!(queue.settle(4, free, link_of_a), [Effect::Start(3)]);
+    queue.reprioritise(n(3), Level::Critical, 0);
+    assert_eq!(queue.settle(4, free, link_of_a), [Effect::Start(n(3))]);
     for id in [2, 3, 4] {
-        queue.ended(id);
+        queue.ended(n(id));
     }
     assert_eq!(queue.settle(5, free, no_link), []);
     // Nothing starves, and on a link that is not full all start at once.
     assert!(queue.push(of(5, Level::Critical, 0)) && queue.push(of(6, Level::High, 5)));
-    assert_eq!(queue.settle(10, free, link_of_a), [Effect::Start(5)]);
+    assert_eq!(queue.settle(10, free, link_of_a), [Effect::Start(n(5))]);
     assert_eq!(queue.settle(9 + MAX_YIELD_MS, free, link_of_a), []);
     assert_eq!(
         queue.settle(10 + MAX_YIELD_MS, free, link_of_a),
-        [Effect::Start(6)]
+        [Effect::Start(n(6))]
     );
     assert!(queue.push(of(7, Level::High, 9)));
     assert_eq!(queue.settle(10 + MAX_YIELD_MS, free, link_of_a), []);
     let now = 10 + MAX_YIELD_MS;
-    assert_eq!(queue.settle(now, free, no_link), [Effect::Start(7)]);
+    assert_eq!(queue.settle(now, free, no_link), [Effect::Start(n(7))]);
 }
 
 #[test]
@@ -313,47 +331,47 @@ fn on_a_full_link_lower_levels_yield_to_lookahead_too() {
     assert!(queue.push(of_origin("b", task(3, Level::Low, 0))));
     assert_eq!(
         queue.settle(0, free, link_of_a),
-        [Effect::Start(2), Effect::Start(3)],
+        [Effect::Start(n(2)), Effect::Start(n(3))],
         "one after the other"
     );
     assert!(queue.push(of(4, Level::High)));
     assert_eq!(
         queue.settle(0, free, link_of_a),
-        [Effect::Preempt(2), Effect::Start(4)]
+        [Effect::Preempt(n(2)), Effect::Start(n(4))]
     );
-    assert!(queue.preempted(2));
+    assert!(queue.preempted(n(2)));
     assert_eq!(queue.settle(1, free, link_of_a), []);
     let mut wide = queue.clone();
     assert_eq!(
         wide.settle(1, free, no_link),
-        [Effect::Start(2), Effect::Start(1)]
+        [Effect::Start(n(2)), Effect::Start(n(1))]
     );
     // Nothing starves.
     let late = MAX_YIELD_MS;
-    assert_eq!(queue.settle(late, free, link_of_a), [Effect::Start(2)]);
-    queue.ended(2);
-    queue.ended(4);
+    assert_eq!(queue.settle(late, free, link_of_a), [Effect::Start(n(2))]);
+    queue.ended(n(2));
+    queue.ended(n(4));
     assert_eq!(queue.settle(late + 1, free, link_of_a), [], "a seek, say");
     assert!(queue.push(of(5, Level::Critical)));
     let seek = late + QUIET_MS - 1;
-    assert_eq!(queue.settle(seek, free, link_of_a), [Effect::Start(5)]);
-    queue.ended(5);
+    assert_eq!(queue.settle(seek, free, link_of_a), [Effect::Start(n(5))]);
+    queue.ended(n(5));
     assert_eq!(queue.settle(seek + QUIET_MS - 1, free, link_of_a), []);
     let quiet = queue.settle(seek + QUIET_MS, free, link_of_a);
-    assert_eq!(quiet, [Effect::Start(1)]);
+    assert_eq!(quiet, [Effect::Start(n(1))]);
     // Nothing of the origin is left for a moment.
     let again = seek + QUIET_MS + 1;
     assert!(queue.push(of(6, Level::High)));
     let _ = queue.settle(again, free, link_of_a);
     for id in [1, 6] {
-        let _ = queue.preempted(id);
-        queue.ended(id);
+        let _ = queue.preempted(n(id));
+        queue.ended(n(id));
     }
     assert_eq!(queue.settle(again + 1, free, link_of_a), []);
     assert!(queue.push(of(7, Level::Low)));
     assert_eq!(queue.settle(again + 2, free, link_of_a), []);
     let quiet = queue.settle(again + QUIET_MS, free, link_of_a);
-    assert_eq!(quiet, [Effect::Start(7)]);
+    assert_eq!(quiet, [Effect::Start(n(7))]);
 }
 
 #[test]
@@ -367,21 +385,26 @@ fn a_viewer_that_seeks_all_the_time_starves_no_job() {
         let (reached, left) = (10 + 2 * seek, 11 + 2 * seek);
         assert!(queue.push(of(reached, Level::Critical)) && queue.push(of(left, Level::High)));
         for effect in queue.settle(now, free, link_of_a) {
-            if let Effect::Start(id @ 1..10) = effect {
+            if let Effect::Start(id) = effect
+                && id < n(10)
+            {
                 begun.push((id, now));
             }
         }
         // It seeks: what it left is lowered and ends, or is cancelled.
-        queue.reprioritise(reached, Level::Low, 0);
-        queue.ended(reached);
-        let _ = queue.cancel(left);
-        queue.ended(left);
+        queue.reprioritise(n(reached), Level::Low, 0);
+        queue.ended(n(reached));
+        let _ = queue.cancel(n(left));
+        queue.ended(n(left));
         if let Some((id, _)) = begun.last().filter(|(_, at)| at + 400 == now) {
             queue.ended(*id);
         }
     }
     let turn = MAX_YIELD_MS + 400;
-    assert_eq!(begun, [(1, MAX_YIELD_MS), (2, turn + MAX_YIELD_MS + 200)]);
+    assert_eq!(
+        begun,
+        [(n(1), MAX_YIELD_MS), (n(2), turn + MAX_YIELD_MS + 200)]
+    );
 }
 
 #[test]
@@ -390,22 +413,30 @@ fn a_task_cancelled_while_it_is_preempted_does_not_come_back() {
     assert!(queue.push(task(1, Level::Low, 0)));
     assert!(queue.push(task(2, Level::Critical, 0)));
     assert!(queue.push(task(3, Level::Critical, 0)));
-    assert!(queue.settle(0, free, no_link).contains(&Effect::Start(3)));
+    assert!(
+        queue
+            .settle(0, free, no_link)
+            .contains(&Effect::Start(n(3)))
+    );
     assert!(queue.push(task(4, Level::Critical, 0)));
     let _ = queue.settle(0, free, no_link);
-    assert_eq!(queue.cancel(1), None, "it never ran");
+    assert_eq!(queue.cancel(n(1)), None, "it never ran");
     assert!(queue.push(task(5, Level::Low, 0)));
     for id in [2, 3, 4] {
-        queue.ended(id);
+        queue.ended(n(id));
     }
-    assert_eq!(queue.settle(0, free, no_link), [Effect::Start(5)]);
+    assert_eq!(queue.settle(0, free, no_link), [Effect::Start(n(5))]);
     for id in [6, 7] {
         assert!(queue.push(task(id, Level::Critical, 0)));
     }
-    assert!(queue.settle(0, free, no_link).contains(&Effect::Preempt(5)));
-    assert_eq!(queue.cancel(5), Some(Effect::Cancel(5)));
-    assert!(!queue.preempted(5));
-    assert!(queue.get(5).is_none());
+    assert!(
+        queue
+            .settle(0, free, no_link)
+            .contains(&Effect::Preempt(n(5)))
+    );
+    assert_eq!(queue.cancel(n(5)), Some(Effect::Cancel(n(5))));
+    assert!(!queue.preempted(n(5)));
+    assert!(queue.get(n(5)).is_none());
 }
 
 #[derive(Clone, Debug)]
@@ -440,14 +471,14 @@ proptest! {
                 Step::Push(id, level, deadline) => {
                     let _ = queue.push(task(id, Level::ALL[level as usize], deadline));
                 }
-                Step::End(id) => queue.ended(id),
+                Step::End(id) => queue.ended(n(id)),
                 Step::Preempted(id) => {
-                    let _ = queue.preempted(id);
+                    let _ = queue.preempted(n(id));
                 }
                 Step::Cancel(id) => {
-                    let _ = queue.cancel(id);
+                    let _ = queue.cancel(n(id));
                 }
-                Step::Reprioritise(id, level) => queue.reprioritise(id, Level::ALL[level as usize],
+                Step::Reprioritise(id, level) => queue.reprioritise(n(id), Level::ALL[level as usize],
                     0),
             }
             let _ = queue.settle(0, free, no_link);
@@ -478,28 +509,28 @@ fn a_source_that_hangs_keeps_its_part_of_the_slots() {
     for id in 0..8 {
         assert!(queue.push(of(id, "hung")));
     }
-    let started: Vec<Effect> = (0..4).map(Effect::Start).collect();
+    let started: Vec<Effect> = (0..4).map(|id| Effect::Start(n(id))).collect();
     assert_eq!(queue.settle(0, free, no_link), started);
     assert!(queue.push(of(8, "other")));
-    let gives_way = [Effect::Preempt(3), Effect::Start(8)];
+    let gives_way = [Effect::Preempt(n(3)), Effect::Start(n(8))];
     assert_eq!(
         queue.settle(0, free, no_link),
         gives_way,
         "behind four that wait"
     );
-    assert!(queue.preempted(3));
+    assert!(queue.preempted(n(3)));
     assert!(queue.push(of(9, "other")));
-    let even = [Effect::Preempt(2), Effect::Start(9)];
+    let even = [Effect::Preempt(n(2)), Effect::Start(n(9))];
     assert_eq!(queue.settle(0, free, no_link), even);
-    assert!(queue.preempted(2));
+    assert!(queue.preempted(n(2)));
     assert!(queue.push(of(10, "other")));
     assert_eq!(queue.settle(0, free, no_link), [], "each has its part");
-    queue.ended(8);
-    queue.ended(9);
-    queue.ended(10);
+    queue.ended(n(8));
+    queue.ended(n(9));
+    queue.ended(n(10));
     assert_eq!(
         queue.settle(0, free, no_link),
-        [Effect::Start(2), Effect::Start(3)],
+        [Effect::Start(n(2)), Effect::Start(n(3))],
         "what is free is used"
     );
 }

@@ -13,7 +13,7 @@ use std::{
     time::Instant,
 };
 
-use chunkcache_proto::{ChunkIndex, EntryId, Level, v1};
+use chunkcache_proto::{ChunkIndex, EntryId, FetchId, Level, v1};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -31,22 +31,21 @@ use crate::{
 
 /// The next fetch from a full link is requested when the one before has this much left, or more.
 const LEAST_LEAD: u64 = 64 << 10;
-/// Ids of local fetches have this bit.
-pub const LOCAL_BIT: u64 = 1 << 63;
+
 /// Which fetch, if any, brings a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coverage {
     None,
     /// A fetch of it waits for a slot.
-    Queued(u64),
+    Queued(FetchId),
     /// A running fetch has received the byte, or is this many bytes before it.
     Coming {
-        id: u64,
+        id: FetchId,
         distance: u64,
     },
     /// A running fetch will reach the byte late: it is past the byte, and fetches the chunk's head
     /// last.
-    Late(u64),
+    Late(FetchId),
 }
 
 /// All fetches of this edge. Cheap to clone.
@@ -67,7 +66,7 @@ struct Inner {
 
 struct State {
     queue: FetchQueue,
-    fetches: HashMap<u64, Fetch>,
+    fetches: HashMap<FetchId, Fetch>,
     closed: bool,
     refused: Option<Instant>,
     origin_bytes_told: u64,
@@ -125,8 +124,8 @@ impl Downloads {
 
     /// A new id for a local fetch.
     #[must_use]
-    pub fn local_id(&self) -> u64 {
-        LOCAL_BIT | self.0.next_local.fetch_add(1, Ordering::Relaxed)
+    pub fn local_id(&self) -> FetchId {
+        FetchId::Local(self.0.next_local.fetch_add(1, Ordering::Relaxed))
     }
 
     fn now_ms(&self) -> u64 {
@@ -287,10 +286,10 @@ impl Downloads {
         self.ended(assignment.id, &handle, end);
     }
 
-    fn ended(&self, id: u64, handle: &FetchHandle, end: RunEnd) {
+    fn ended(&self, id: FetchId, handle: &FetchHandle, end: RunEnd) {
         let mut state = self.0.state.lock();
         let bytes = handle.bytes_done();
-        tracing::debug!(fetch = id & !LOCAL_BIT, bytes, "a fetch ended");
+        tracing::debug!(fetch = id.number(), bytes, "a fetch ended");
         match end {
             RunEnd::Paused(rest) => {
                 if !state.closed && state.queue.preempted(id) {
@@ -312,7 +311,7 @@ impl Downloads {
             RunEnd::Failed(failure) => {
                 state.queue.ended(id);
                 state.fetches.remove(&id);
-                let fetch = id & !LOCAL_BIT;
+                let fetch = id.number();
                 self.0.fetcher.counters.failed(failure.fault);
                 if failure.fault == v1::fetch_failure::Fault::Edge {
                     state.refused = Some(Instant::now());
@@ -351,14 +350,14 @@ impl Downloads {
         self.settle(state);
     }
 
-    pub fn reprioritise(&self, id: u64, level: Level, deadline_in_ms: u32) {
+    pub fn reprioritise(&self, id: FetchId, level: Level, deadline_in_ms: u32) {
         let deadline = self.now_ms() + u64::from(deadline_in_ms);
         let mut state = self.0.state.lock();
         self.set_level(&mut state, id, level, deadline);
         self.settle(state);
     }
 
-    fn set_level(&self, state: &mut State, id: u64, level: Level, deadline: u64) {
+    fn set_level(&self, state: &mut State, id: FetchId, level: Level, deadline: u64) {
         state.queue.reprioritise(id, level, deadline);
         if let Some(fetch) = state.fetches.get(&id) {
             fetch.handle.set_level(level);
@@ -367,7 +366,7 @@ impl Downloads {
 
     /// Cancels a fetch. `chunk_wanted`: a reader is in the current chunk, so that chunk is
     /// finished.
-    pub fn cancel(&self, id: u64, chunk_wanted: bool) {
+    pub fn cancel(&self, id: FetchId, chunk_wanted: bool) {
         let mut state = self.0.state.lock();
         match state.queue.cancel(id) {
             Some(_) => stop(
@@ -428,7 +427,7 @@ impl Downloads {
         let now = self.now_ms();
         let mut state = self.0.state.lock();
         let was = state.queue.get(id).map(|task| task.level);
-        if id & LOCAL_BIT != 0 && was > Some(level) {
+        if id.is_local() && was > Some(level) {
             self.set_level(&mut state, id, level, now);
             self.settle(state);
         }
@@ -467,7 +466,7 @@ impl Downloads {
         let local = state
             .fetches
             .iter()
-            .filter(|(id, fetch)| **id & LOCAL_BIT != 0 && !fetch.finished);
+            .filter(|(id, fetch)| id.is_local() && !fetch.finished);
         local.map(|(_, fetch)| fetch.assignment.clone()).collect()
     }
 
@@ -482,7 +481,7 @@ impl Downloads {
     pub fn forget_peers(&self) {
         let of_peers =
             |fetch: &&Fetch| fetch.assignment.peer.is_some() && !fetch.assignment.is_local();
-        let ids: Vec<u64> = {
+        let ids: Vec<_> = {
             let state = self.0.state.lock();
             let fetches = state.fetches.values().filter(of_peers);
             fetches.map(|fetch| fetch.assignment.id).collect()
@@ -504,7 +503,7 @@ impl Downloads {
                 .get(assignment.id)
                 .map_or(assignment.level, |task| task.level);
             v1::KeptFetch {
-                assignment_id: assignment.id,
+                assignment_id: assignment.id.into(),
                 entry_id: assignment.file.id().to_string(),
                 first_chunk: assignment.first_chunk,
                 chunk_count: assignment.chunk_count,
@@ -517,7 +516,7 @@ impl Downloads {
     /// Reports in-flight fetches that ended before the new session could list them.
     pub fn report_ended(&self, kept: &[v1::KeptFetch]) {
         let state = self.0.state.lock();
-        for id in kept.iter().map(|fetch| fetch.assignment_id) {
+        for id in kept.iter().map(|fetch| fetch.assignment_id.into()) {
             if !state.fetches.contains_key(&id) {
                 self.report_cancelled(id, 0);
             }
@@ -554,7 +553,7 @@ impl Fetch {
     }
 }
 
-fn stop(state: &State, id: u64, stop: StopMode) {
+fn stop(state: &State, id: FetchId, stop: StopMode) {
     if let Some(fetch) = state.fetches.get(&id) {
         fetch.handle.stop(stop);
     }

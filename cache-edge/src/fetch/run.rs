@@ -9,11 +9,10 @@ use std::{
     time::Duration,
 };
 
-use chunkcache_proto::{ByteRange, ChunkIndex, EntryId, Level, identity::belongs_to, v1};
+use chunkcache_proto::{ByteRange, ChunkIndex, EntryId, FetchId, Level, identity::belongs_to, v1};
 use tokio::time::Instant;
 
 use super::{
-    downloads::LOCAL_BIT,
     gap::{Gap, NextStep, next_gap},
     handle::{FetchHandle, StopMode},
     stream::LINGER,
@@ -46,7 +45,7 @@ const FOREIGN_WAIT: Duration = Duration::from_secs(1);
 /// A run to fetch, assigned or local.
 #[derive(Clone)]
 pub struct Assignment {
-    pub id: u64,
+    pub id: FetchId,
     pub file: Arc<EntryFile>,
     pub first_chunk: ChunkIndex,
     pub chunk_count: u32,
@@ -65,7 +64,7 @@ impl Assignment {
     /// Whether this edge decided on it.
     #[must_use]
     pub fn is_local(&self) -> bool {
-        self.id & super::downloads::LOCAL_BIT != 0
+        self.id.is_local()
     }
 
     #[must_use]
@@ -277,7 +276,7 @@ impl Fetcher {
                 .max(error.retry_after().unwrap_or_default());
             // The whole cluster must back off, so the coordinator has to know now and not when this
             // fetch gives up.
-            let busy = matches!(error, OriginError::Busy { .. }) && assignment.id & LOCAL_BIT == 0;
+            let busy = matches!(error, OriginError::Busy { .. }) && !assignment.is_local();
             if busy || !error.is_transient() || last_progress.elapsed() + wait > retry_budget {
                 return RunEnd::Failed(failure(&error));
             }

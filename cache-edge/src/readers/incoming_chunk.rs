@@ -6,7 +6,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use chunkcache_proto::{ByteRange, ChunkIndex, RangeSet, checksum::DigestHasher};
+use chunkcache_proto::{ByteRange, ChunkIndex, FetchId, RangeSet, checksum::DigestHasher};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
@@ -48,7 +48,7 @@ struct State {
     pieces: Pieces,
     reservation: Option<Reservation>,
     phase: Phase,
-    fetcher: Option<u64>,
+    fetcher: Option<FetchId>,
     /// Some reader was given bytes of it.
     read: bool,
     /// Writes in progress, outside the lock.
@@ -143,7 +143,7 @@ impl IncomingChunk {
 
     /// Claims the chunk for a fetch. Another fetch's claim persists, unless that fetch brought
     /// nothing for a second.
-    pub fn claim(self: &Arc<Self>, fetch: u64) -> Option<ChunkClaim> {
+    pub fn claim(self: &Arc<Self>, fetch: FetchId) -> Option<ChunkClaim> {
         let mut state = self.state.lock();
         let free = match state.fetcher {
             None => true,
@@ -378,7 +378,7 @@ impl IncomingChunk {
 /// that one of them claims the chunk again.
 pub struct ChunkClaim {
     incoming_chunk: Arc<IncomingChunk>,
-    fetch: u64,
+    fetch: FetchId,
 }
 
 fn first_gap(set: &RangeSet<u64>, within: ByteRange) -> Option<ByteRange> {
@@ -460,7 +460,7 @@ mod tests {
         half.write((2 << 20) + (1 << 20), &bytes).unwrap();
         assert!(half.is_worth_completing());
         let half = Arc::new(half);
-        let claim = half.claim(1).unwrap();
+        let claim = half.claim(FetchId::Coordinated(1)).unwrap();
         assert!(!half.is_worth_completing(), "somebody brings the rest");
         drop(claim);
         assert!(half.is_worth_completing());
@@ -477,13 +477,16 @@ mod tests {
         assert!(first.begin_abandoning());
         let still = incoming.incoming_chunk(0).unwrap();
         assert!(Arc::ptr_eq(&first, &still), "no second one beside it");
-        assert!(still.claim(1).is_none());
+        assert!(still.claim(FetchId::Coordinated(1)).is_none());
         assert!(matches!(still.find(0), ByteState::Nothing));
         assert!(!still.write(512, &[7; 512]).unwrap());
         first.finish_abandoning();
         let anew = incoming.incoming_chunk(0).unwrap();
         assert!(!Arc::ptr_eq(&first, &anew));
-        assert!(anew.claim(1).is_some() && matches!(anew.find(0), ByteState::Nothing));
+        assert!(
+            anew.claim(FetchId::Coordinated(1)).is_some()
+                && matches!(anew.find(0), ByteState::Nothing)
+        );
     }
 
     #[tokio::test]

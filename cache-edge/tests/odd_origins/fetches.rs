@@ -15,7 +15,7 @@ use cache_edge::{
 };
 use chunk_store::EntryFile;
 use chunkcache_proto::{
-    ByteRange, Level,
+    ByteRange, FetchId, Level,
     checksum::{BLOCK_BYTES, chunk_checksum},
 };
 use http::{HeaderName, HeaderValue};
@@ -33,9 +33,9 @@ async fn known(edge: &TestEdge) -> Arc<EntryFile> {
 }
 
 /// To fetch one chunk from the origin.
-fn order(id: u64, file: &Arc<EntryFile>, chunk: u32, level: Level) -> Assignment {
+fn order(id: impl Into<FetchId>, file: &Arc<EntryFile>, chunk: u32, level: Level) -> Assignment {
     Assignment {
-        id,
+        id: id.into(),
         file: file.clone(),
         first_chunk: chunk,
         chunk_count: 1,
@@ -103,7 +103,11 @@ async fn a_paused_fetch_is_resumed_with_the_answer_it_waited_for() {
     });
     let before = origin.requests();
     // One slot, one for CRITICAL: the second of those takes the first fetch's.
-    for (id, level) in [(1, Level::High), (2, Level::Critical), (3, Level::Critical)] {
+    for (id, level) in [
+        (1_u64, Level::High),
+        (2, Level::Critical),
+        (3, Level::Critical),
+    ] {
         let chunk = u32::try_from(id).unwrap() - 1;
         edge.edge.downloads.submit(order(id, &file, chunk, level));
         asked(&origin, before + id as usize).await;
@@ -133,10 +137,10 @@ async fn a_cancelled_fetchs_chunk_is_completed_from_the_answer_it_waited_for() {
     let before = origin.requests();
     edge.edge.downloads.submit(Assignment {
         start_at: MIB,
-        ..order(1, &file, 0, Level::Critical)
+        ..order(1_u64, &file, 0, Level::Critical)
     });
     asked(&origin, before + 2).await;
-    edge.edge.downloads.cancel(1, false);
+    edge.edge.downloads.cancel(1.into(), false);
     gate.notify_one();
     let done = async {
         while !file.is_present(0) {
@@ -158,7 +162,7 @@ async fn a_fetch_that_is_stopped_at_its_end_is_finished() {
     let (_directory, _origin, edge) = pair().await;
     let file = known(&edge).await;
     let fetcher = edge.edge.downloads.fetcher();
-    let order = order(1, &file, 0, Level::High);
+    let order = order(1_u64, &file, 0, Level::High);
     let incoming = fetcher.incoming.of(&file);
     let opened = fetcher.open(&file, &incoming, order.run(), order.class());
     let opened = opened.await.unwrap();
@@ -180,7 +184,7 @@ async fn a_local_fetch_is_raised_for_a_peer_that_waits() {
     origin.script(move |_, _| Act::Held(held.clone()));
     let before = origin.requests();
     let downloads = &edge.edge.downloads;
-    downloads.submit(order(1, &file, 0, Level::Critical));
+    downloads.submit(order(1_u64, &file, 0, Level::Critical));
     downloads.submit(order(downloads.local_id(), &file, 1, Level::Medium));
     asked(&origin, before + 1).await;
     let range = ByteRange::new(2 * MIB, 4 * MIB);
@@ -247,7 +251,7 @@ async fn no_origin_completes_what_a_peer_began() {
     let downloads = &edge.edge.downloads;
     downloads.submit(Assignment {
         peer: Some(format!("http://{}", peer.address)),
-        ..order(1, &file, 0, Level::High)
+        ..order(1_u64, &file, 0, Level::High)
     });
     let incoming = downloads.fetcher().incoming.of(&file);
     within_seconds(async {
@@ -256,7 +260,7 @@ async fn no_origin_completes_what_a_peer_began() {
         }
     })
     .await;
-    downloads.cancel(1, false);
+    downloads.cancel(1.into(), false);
     // A completion would be ordered, and begun, at once.
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(downloads.counts(), (0, 0));
@@ -283,11 +287,11 @@ async fn a_peers_block_that_does_not_have_its_hash_is_not_taken() {
         edge.edge.downloads.submit(Assignment {
             chunk_count: 2,
             peer: Some(format!("http://{}", peer.address)),
-            ..order(77, &file, 0, Level::Critical)
+            ..order(77_u64, &file, 0, Level::Critical)
         });
         asked(&peer, 1).await;
         let settled = Instant::now() + Duration::from_secs(10);
-        while edge.edge.downloads.under_way(77).is_some() && Instant::now() < settled {
+        while edge.edge.downloads.under_way(77.into()).is_some() && Instant::now() < settled {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         assert_eq!(file.is_present(0) && file.is_present(1), kept, "{case}");

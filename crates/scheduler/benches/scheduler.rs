@@ -29,7 +29,7 @@ struct Load {
     readers: u64,
     entries: u32,
     dice: u64,
-    running: Vec<(EdgeId, AssignmentId)>,
+    running: Vec<(EdgeId, FetchId)>,
     effects: Vec<Effect>,
 }
 

@@ -36,7 +36,7 @@ impl Scheduler {
         let again = &mut self.asked_again;
         let count = match fetch.reason {
             Reason::Hedge(_) => &mut again.hedge,
-            _ if fetch.local => &mut again.own,
+            _ if fetch.is_local() => &mut again.own,
             _ => &mut again.peer,
         };
         *count = count.saturating_add(bytes);

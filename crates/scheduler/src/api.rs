@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+pub use chunkcache_proto::FetchId;
 use chunkcache_proto::{ChunkIndex, Geometry, Level};
 
 /// An edge of the cluster: its row's id.
@@ -32,10 +33,6 @@ pub struct ReaderId {
 /// A request by a service or a job, numbered by the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WantId(pub u64);
-
-/// One fetch assigned to one edge. Unique for the life of the scheduler.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct AssignmentId(pub u64);
 
 /// Milliseconds of a monotonic clock.
 pub type Millis = u64;
@@ -139,32 +136,26 @@ pub enum Event {
     /// The edge received the first bytes, or more bytes, of an assignment.
     FetchProgressed {
         edge: EdgeId,
-        assignment: AssignmentId,
+        assignment: FetchId,
         bytes_done: u64,
     },
     /// All chunks of the fetch are durable. `ChunksHeld` follows when they are committed; for
     /// planning they count as held at once.
-    FetchFinished {
-        edge: EdgeId,
-        assignment: AssignmentId,
-    },
+    FetchFinished { edge: EdgeId, assignment: FetchId },
     /// The fetch failed. Chunks that it finished are reported separately.
     FetchFailed {
         edge: EdgeId,
-        assignment: AssignmentId,
+        assignment: FetchId,
         fault: Fault,
         retry_after: Option<Millis>,
     },
     /// The edge cancelled the fetch, by instruction or on its own.
-    FetchCancelled {
-        edge: EdgeId,
-        assignment: AssignmentId,
-    },
+    FetchCancelled { edge: EdgeId, assignment: FetchId },
     /// The edge began an origin fetch on its own: a probe of a cold key, or because the coordinator
     /// was late.
     LocalFetchStarted {
         edge: EdgeId,
-        assignment: AssignmentId,
+        assignment: FetchId,
         entry: EntryNo,
         chunks: Range<ChunkIndex>,
         level: Level,
@@ -187,12 +178,10 @@ pub enum Event {
 /// A fetch that an edge did not give up when its session ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InFlightFetch {
-    pub id: AssignmentId,
+    pub id: FetchId,
     pub entry: EntryNo,
     pub chunks: Range<ChunkIndex>,
     pub level: Level,
-    /// The edge began it on its own.
-    pub local: bool,
 }
 
 /// An edge's use of a source for its own requests, beside its assignments.
@@ -299,15 +288,12 @@ pub enum Effect {
     /// The fetch became more or less urgent.
     Reprioritise {
         edge: EdgeId,
-        assignment: AssignmentId,
+        assignment: FetchId,
         level: Level,
         deadline_ms: u32,
     },
     /// Nobody wants the fetch any longer, or something more urgent needs its slot.
-    Cancel {
-        edge: EdgeId,
-        assignment: AssignmentId,
-    },
+    Cancel { edge: EdgeId, assignment: FetchId },
     /// Renews the edge's leases, and carries those that changed.
     Quota {
         edge: EdgeId,
@@ -322,7 +308,7 @@ pub enum Effect {
 /// A fetch for one edge.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Assignment {
-    pub id: AssignmentId,
+    pub id: FetchId,
     pub edge: EdgeId,
     pub entry: EntryNo,
     pub first_chunk: ChunkIndex,
@@ -360,7 +346,7 @@ pub enum Reason {
     /// The edge began the fetch on its own, to answer a request.
     Own,
     /// A second fetch beside a late one.
-    Hedge(AssignmentId),
+    Hedge(FetchId),
     /// Assigned before its edge's session, or this coordinator's term, began.
     InFlight,
 }

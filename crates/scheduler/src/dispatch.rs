@@ -9,7 +9,7 @@ use std::ops::Range;
 use chunkcache_proto::{ChunkIndex, Level};
 
 use super::Scheduler;
-use super::api::{Assignment, AssignmentId, EdgeId, Effect, FetchSource, SourceId};
+use super::api::{Assignment, EdgeId, Effect, FetchId, FetchSource, SourceId};
 use super::budget::Refusal;
 use super::claim::Owner;
 use super::queue::Key;
@@ -424,9 +424,9 @@ impl Scheduler {
         slot: bool,
         effects: &mut Vec<Effect>,
         start_at: u64,
-    ) -> AssignmentId {
+    ) -> FetchId {
         self.last_assignment += 1;
-        let id = AssignmentId(self.last_assignment);
+        let id = FetchId::Coordinated(self.last_assignment);
         let source = self
             .entries
             .get(&entry)
@@ -465,7 +465,7 @@ impl Scheduler {
     }
 
     /// Sets a timer to check a CRITICAL fetch when it should have finished.
-    pub(super) fn watch_flight(&mut self, edge: EdgeId, id: AssignmentId, estimate: u64) {
+    pub(super) fn watch_flight(&mut self, edge: EdgeId, id: FetchId, estimate: u64) {
         let after = self
             .config
             .late_after_ms

@@ -27,7 +27,7 @@ impl Scheduler {
     }
 
     pub(super) fn take_up(&mut self, edge: EdgeId, kept: InFlightFetch, effects: &mut Vec<Effect>) {
-        if kept.local {
+        if kept.id.is_local() {
             let InFlightFetch {
                 id,
                 entry,

@@ -6,7 +6,7 @@
 use chunkcache_proto::Level;
 
 use super::Scheduler;
-use super::api::{AssignmentId, EdgeId, Effect, FetchSource, Reason};
+use super::api::{EdgeId, Effect, FetchId, FetchSource, Reason};
 use super::route::Route;
 use super::state::{RunningFetch, Timer};
 
@@ -35,7 +35,7 @@ impl Scheduler {
         }
     }
 
-    fn check_late(&mut self, edge: EdgeId, id: AssignmentId, effects: &mut Vec<Effect>) {
+    fn check_late(&mut self, edge: EdgeId, id: FetchId, effects: &mut Vec<Effect>) {
         let Some(flight) = self.flight((edge, id)) else {
             return;
         };
@@ -90,7 +90,7 @@ impl Scheduler {
 
     /// Whether enough other fetches of the edge come before this one. The edge orders by level and
     /// deadline, so later assignments may overtake it.
-    fn is_overtaken(&self, edge: EdgeId, id: AssignmentId) -> bool {
+    fn is_overtaken(&self, edge: EdgeId, id: FetchId) -> bool {
         let Some(state) = self.edges.get(&edge) else {
             return false;
         };
@@ -107,7 +107,7 @@ impl Scheduler {
     }
 
     /// Starts a second fetch of the remaining chunks of a late one.
-    fn hedge(&mut self, edge: EdgeId, id: AssignmentId, effects: &mut Vec<Effect>) {
+    fn hedge(&mut self, edge: EdgeId, id: FetchId, effects: &mut Vec<Effect>) {
         let Some(flight) = self.flight((edge, id)) else {
             return;
         };

@@ -338,7 +338,7 @@ impl Scheduler {
         let mut assigned: BTreeMap<SourceId, u32> = BTreeMap::new();
         for flight in &state.flights {
             // Local fetches use connections of the edge's grant.
-            if flight.is_from_origin() && !flight.local {
+            if flight.is_from_origin() && !flight.is_local() {
                 *assigned.entry(flight.source).or_default() += 1;
             }
         }
@@ -396,7 +396,7 @@ impl Scheduler {
         };
         state.quota_reported = 0;
         state.quota_expires = now.saturating_add(LEASE_MS);
-        for flight in state.flights.iter().filter(|flight| !flight.local) {
+        for flight in state.flights.iter().filter(|flight| !flight.is_local()) {
             if let Some(source) = self.sources.get_mut(&flight.source)
                 && let Some(absent) = source.absent.get_mut(&edge)
             {

@@ -5,14 +5,14 @@ use std::ops::Range;
 use chunkcache_proto::{ChunkIndex, Level};
 
 use super::Scheduler;
-use super::api::{AssignmentId, EdgeId, Effect, EntryNo, Fault, FetchSource, Millis, Reason};
+use super::api::{EdgeId, Effect, EntryNo, Fault, FetchId, FetchSource, Millis, Reason};
 use super::budget::back_off;
 use super::running::Withdrawal;
 use super::state::{RunningFetch, Timer};
 use crate::edge_choice::mix;
 
 impl Scheduler {
-    pub(super) fn fetch_progressed(&mut self, edge: EdgeId, id: AssignmentId, bytes_done: u64) {
+    pub(super) fn fetch_progressed(&mut self, edge: EdgeId, id: FetchId, bytes_done: u64) {
         let now = self.now;
         let Some(flight) = self.flight((edge, id)) else {
             return;
@@ -29,12 +29,7 @@ impl Scheduler {
         flight.chunks_done = u32::try_from(flight.bytes_done / chunk_size).unwrap_or(u32::MAX);
     }
 
-    pub(super) fn fetch_finished(
-        &mut self,
-        edge: EdgeId,
-        id: AssignmentId,
-        effects: &mut Vec<Effect>,
-    ) {
+    pub(super) fn fetch_finished(&mut self, edge: EdgeId, id: FetchId, effects: &mut Vec<Effect>) {
         let Some(flight) = self.flight((edge, id)) else {
             return;
         };
@@ -89,12 +84,7 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn fetch_cancelled(
-        &mut self,
-        edge: EdgeId,
-        id: AssignmentId,
-        effects: &mut Vec<Effect>,
-    ) {
+    pub(super) fn fetch_cancelled(&mut self, edge: EdgeId, id: FetchId, effects: &mut Vec<Effect>) {
         let Some(flight) = self.end_flight((edge, id)) else {
             return;
         };
@@ -107,7 +97,7 @@ impl Scheduler {
     pub(super) fn fetch_failed(
         &mut self,
         edge: EdgeId,
-        id: AssignmentId,
+        id: FetchId,
         fault: Fault,
         retry_after: Option<Millis>,
         effects: &mut Vec<Effect>,
@@ -173,7 +163,7 @@ impl Scheduler {
     pub(super) fn local_fetch_started(
         &mut self,
         edge: EdgeId,
-        id: AssignmentId,
+        id: FetchId,
         entry: EntryNo,
         chunks: Range<ChunkIndex>,
         level: Level,
@@ -193,7 +183,6 @@ impl Scheduler {
         let slot = state.may_start(level);
         known.replicas.entry(edge).or_default();
         let flight = RunningFetch {
-            local: true,
             slot,
             reason: Reason::Own,
             ..RunningFetch::new(id, entry, source, chunks, level, self.now)

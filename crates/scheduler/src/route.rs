@@ -85,7 +85,7 @@ impl Scheduler {
             level != Level::Critical && failures <= PATIENT_FAILURES
         };
         let mut holder: Option<(u32, Millis, EdgeId, ChunkIndex)> = None;
-        let mut receiver: Option<(u32, EdgeId, super::api::AssignmentId, ChunkIndex)> = None;
+        let mut receiver: Option<(u32, EdgeId, super::api::FetchId, ChunkIndex)> = None;
         let mut taken = false;
         let mut origin_end = end;
         let around = known
@@ -135,7 +135,7 @@ impl Scheduler {
                     if flight.cancelling {
                         continue;
                     }
-                    if level == Level::Critical && far && !flight.local {
+                    if level == Level::Critical && far && !flight.is_local() {
                         return RouteOutcome::Split((peer, flight.id));
                     }
                     let offer = (other.uploads, peer, flight.id, brings.end.min(end));

@@ -30,7 +30,7 @@ impl Scheduler {
         self.count_again(edge, &flight);
         let key = (edge, flight.id);
         let (from, source, level) = (flight.from, flight.source, flight.level);
-        let (upstream, local) = (flight.upstream, flight.local);
+        let (upstream, local) = (flight.upstream, flight.is_local());
         if let Some(replica) = self.replica_mut(edge, flight.entry) {
             replica.covered.insert(flight.chunks.clone());
         }
@@ -174,7 +174,7 @@ impl Scheduler {
             .flights
             .iter()
             .filter(brings)
-            .map(|flight| (flight.id, flight.current(), flight.local))
+            .map(|flight| (flight.id, flight.current(), flight.is_local()))
             .collect();
         for (id, current, local) in found {
             if current.saturating_add(2) <= chunk && !local {
@@ -215,7 +215,7 @@ impl Scheduler {
         let Some(flight) = self.flight(key) else {
             return;
         };
-        if flight.cancelling || flight.local {
+        if flight.cancelling || flight.is_local() {
             return;
         }
         if matches!(flight.reason, Reason::Hedge(_))
@@ -344,7 +344,7 @@ impl Scheduler {
                     let running = &mut source.running[flight.level as usize];
                     *running = running.saturating_sub(1);
                     source.fetches.remove(&(flight.level, key.0, key.1));
-                    source.own = source.own.saturating_sub(u32::from(flight.local));
+                    source.own = source.own.saturating_sub(u32::from(flight.is_local()));
                     // At an origin without limits, only the fill ever waits.
                     if source.limited() || source.fill_may_start() {
                         self.dirty_sources.insert(flight.source);

@@ -7,7 +7,7 @@
 use chunkcache_proto::Level;
 
 use super::Scheduler;
-use super::api::{AssignmentId, EdgeId, Effect, Millis, SourceId};
+use super::api::{EdgeId, Effect, FetchId, Millis, SourceId};
 use super::claim::Owner;
 use super::state::{Edge, FetchKey, RunningFetch};
 
@@ -30,12 +30,12 @@ impl Scheduler {
         true
     }
 
-    pub(super) fn lowest_slot(&self, edge: EdgeId, level: Level) -> Option<AssignmentId> {
+    pub(super) fn lowest_slot(&self, edge: EdgeId, level: Level) -> Option<FetchId> {
         let flights = &self.edges.get(&edge)?.flights;
         let able = |flight: &&RunningFetch| {
             flight.slot
                 && !flight.cancelling
-                && !flight.local
+                && !flight.is_local()
                 && flight.level > level
                 && (level == Level::Critical || !flight.shared)
         };
@@ -73,7 +73,10 @@ impl Scheduler {
             return;
         };
         let ahead = |flight: &&RunningFetch| {
-            flight.level > Level::Critical && !flight.slot && !flight.cancelling && !flight.local
+            flight.level > Level::Critical
+                && !flight.slot
+                && !flight.cancelling
+                && !flight.is_local()
         };
         let mut lower: Vec<_> = state
             .flights
@@ -141,7 +144,7 @@ impl Scheduler {
         let mut able = Vec::new();
         let fetches = self.sources.get(&source).map(|known| &known.fetches);
         for &(level, edge, id) in fetches.into_iter().flatten() {
-            let Some(flight) = self.flight((edge, id)).filter(|flight| !flight.local) else {
+            let Some(flight) = self.flight((edge, id)).filter(|flight| !flight.is_local()) else {
                 continue;
             };
             if flight.cancelling {
@@ -169,7 +172,7 @@ impl Scheduler {
         let yields = |flight: &RunningFetch| {
             flight.owner.is_some_and(Owner::is_background) && !flight.cancelling
         };
-        let low = (Level::Low, EdgeId(0), AssignmentId(0));
+        let low = (Level::Low, EdgeId(0), FetchId::Coordinated(0));
         let fills: Vec<_> = known
             .fetches
             .range(low..)

@@ -5,9 +5,7 @@ use std::ops::Range;
 
 use chunkcache_proto::{ChunkIndex, Geometry, Level};
 
-use super::api::{
-    AssignmentId, EdgeId, EntryNo, FetchSource, InFlightFetch, Millis, Reason, SourceId,
-};
+use super::api::{EdgeId, EntryNo, FetchId, FetchSource, InFlightFetch, Millis, Reason, SourceId};
 use super::claim::Owner;
 use super::edge_set::EdgeSet;
 use super::queue::LevelQueue;
@@ -16,12 +14,12 @@ use super::space::Space;
 use chunkcache_proto::RangeSet;
 
 /// Names a fetch. The edge is part of it, because local ids of two edges may be equal.
-pub type FetchKey = (EdgeId, AssignmentId);
+pub type FetchKey = (EdgeId, FetchId);
 
 /// A fetch that an edge was assigned, or began on its own.
 #[derive(Clone, Debug)]
 pub struct RunningFetch {
-    pub id: AssignmentId,
+    pub id: FetchId,
     pub entry: EntryNo,
     pub source: SourceId,
     pub chunks: Range<ChunkIndex>,
@@ -37,8 +35,6 @@ pub struct RunningFetch {
     pub paused: bool,
     /// A cancellation was sent; the fetch remains until the edge confirms it.
     pub cancelling: bool,
-    /// The edge began it on its own.
-    pub local: bool,
     /// A starvation grant: only CRITICAL may take its slot.
     pub shared: bool,
     pub assigned_at: Millis,
@@ -47,7 +43,7 @@ pub struct RunningFetch {
     /// Chunks known to be written.
     pub chunks_done: u32,
     /// The other fetch of a hedged pair.
-    pub twin: Option<AssignmentId>,
+    pub twin: Option<FetchId>,
     /// The peer's origin fetch that this one follows.
     pub upstream: Option<FetchKey>,
     /// Fetches of other edges that follow this one.
@@ -58,7 +54,7 @@ impl RunningFetch {
     /// An origin fetch, for no reader, that began at the given time. Callers set the fields that
     /// differ.
     pub fn new(
-        id: AssignmentId,
+        id: FetchId,
         entry: EntryNo,
         source: SourceId,
         chunks: Range<ChunkIndex>,
@@ -78,7 +74,6 @@ impl RunningFetch {
             slot: true,
             paused: false,
             cancelling: false,
-            local: false,
             shared: false,
             assigned_at: now,
             progress_at: now,
@@ -118,6 +113,11 @@ impl RunningFetch {
         } else {
             self.chunks.clone()
         }
+    }
+
+    /// Whether the edge began it on its own.
+    pub fn is_local(&self) -> bool {
+        self.id.is_local()
     }
 
     pub fn is_from_origin(&self) -> bool {
@@ -168,11 +168,11 @@ pub struct Edge {
 }
 
 impl Edge {
-    pub fn flight(&self, id: AssignmentId) -> Option<&RunningFetch> {
+    pub fn flight(&self, id: FetchId) -> Option<&RunningFetch> {
         self.flights.iter().find(|flight| flight.id == id)
     }
 
-    pub fn flight_mut(&mut self, id: AssignmentId) -> Option<&mut RunningFetch> {
+    pub fn flight_mut(&mut self, id: FetchId) -> Option<&mut RunningFetch> {
         self.flights.iter_mut().find(|flight| flight.id == id)
     }
 
@@ -187,7 +187,7 @@ impl Edge {
     pub fn handed_ahead(&self) -> u32 {
         self.flights
             .iter()
-            .filter(|flight| !flight.slot && !flight.cancelling && !flight.local)
+            .filter(|flight| !flight.slot && !flight.cancelling && !flight.is_local())
             .count() as u32
     }
 
@@ -224,7 +224,7 @@ pub struct Source {
     /// Running fetches from it by level, including those that are being cancelled.
     pub running: [u32; 4],
     /// The same fetches, by key.
-    pub fetches: BTreeSet<(Level, EdgeId, AssignmentId)>,
+    pub fetches: BTreeSet<(Level, EdgeId, FetchId)>,
     /// Claims in queues, by level.
     pub queued: [u32; 4],
     /// The part of `running` that edges began on their own, on connections of their grants.
@@ -298,5 +298,5 @@ pub enum Timer {
     Edge(EdgeId),
     Source(SourceId),
     Entry(EntryNo),
-    RunningFetch(EdgeId, AssignmentId),
+    RunningFetch(EdgeId, FetchId),
 }

@@ -90,7 +90,7 @@ impl Bench {
         })
     }
 
-    fn finish(&mut self, edge: u32, assignment: AssignmentId) -> Vec<Effect> {
+    fn finish(&mut self, edge: u32, assignment: FetchId) -> Vec<Effect> {
         self.apply(Event::FetchFinished {
             edge: EdgeId(edge),
             assignment,
@@ -133,7 +133,7 @@ fn assigned(effects: &[Effect]) -> Vec<Assignment> {
     effects.iter().filter_map(assignment).collect()
 }
 
-fn cancelled(effects: &[Effect]) -> Vec<AssignmentId> {
+fn cancelled(effects: &[Effect]) -> Vec<FetchId> {
     let id = |effect: &Effect| match effect {
         Effect::Cancel { assignment, .. } => Some(*assignment),
         _ => None,
@@ -452,7 +452,7 @@ fn background_fill_runs_only_when_nothing_above_needs_the_origin() {
 #[test]
 fn unknown_ids_change_nothing() {
     let mut bench = Bench::new(1, 3);
-    let (edge, assignment) = (EdgeId(9), AssignmentId(99));
+    let (edge, assignment) = (EdgeId(9), FetchId::Coordinated(99));
     for event in [
         Event::FetchFinished { edge, assignment },
         Event::FetchCancelled {
@@ -516,7 +516,7 @@ fn explain_names_the_reason_of_now() {
     assert!(matches!(why(&bench, 0), Reason::ReaderWaits(_)));
     bench.apply(Event::LocalFetchStarted {
         edge: EdgeId(0),
-        assignment: AssignmentId(1 << 63),
+        assignment: FetchId::Local(0),
         entry: MOVIE,
         chunks: 90..91,
         level: Level::Critical,

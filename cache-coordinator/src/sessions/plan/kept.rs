@@ -4,7 +4,6 @@
 use chunkcache_proto::{EntryId, Level, v1};
 
 use super::{Action, Plan};
-use crate::sessions::directory::LOCAL_BIT;
 use scheduler::api::{EdgeId, Event, InFlightFetch, Millis};
 
 /// As many as an edge's own queue holds.
@@ -25,7 +24,7 @@ impl Plan {
                 continue;
             };
             if self.load(id, actions) {
-                known.extend(self.kept_fetch(edge, id, &fetch));
+                known.extend(self.kept_fetch(id, &fetch));
             } else {
                 self.kept.entry(id).or_default().push((edge, fetch));
             }
@@ -46,25 +45,19 @@ impl Plan {
         actions: &mut Vec<Action>,
     ) {
         for (edge, fetch) in self.kept.remove(&id).unwrap_or_default() {
-            let fetches = self.kept_fetch(edge, id, &fetch).into_iter().collect();
+            let fetches = self.kept_fetch(id, &fetch).into_iter().collect();
             self.event(Event::FetchesKept { edge, fetches }, now, actions);
         }
     }
 
-    fn kept_fetch(
-        &mut self,
-        edge: EdgeId,
-        id: EntryId,
-        fetch: &v1::KeptFetch,
-    ) -> Option<InFlightFetch> {
+    fn kept_fetch(&self, id: EntryId, fetch: &v1::KeptFetch) -> Option<InFlightFetch> {
         let entry = self.directory.entry_number(id)?;
         let level = Level::try_from(fetch.priority()).unwrap_or(Level::Low);
         Some(InFlightFetch {
-            id: self.directory.assignment(edge, fetch.assignment_id),
+            id: fetch.assignment_id.into(),
             entry,
             chunks: fetch.first_chunk..fetch.first_chunk.saturating_add(fetch.chunk_count),
             level,
-            local: fetch.assignment_id & LOCAL_BIT != 0,
         })
     }
 

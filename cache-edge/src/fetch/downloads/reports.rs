@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use chunkcache_proto::{ChunkIndex, EntryId, Level, v1};
+use chunkcache_proto::{ChunkIndex, EntryId, FetchId, Level, v1};
 
-use super::{Assignment, Downloads, Fetch, LOCAL_BIT, State};
+use super::{Assignment, Downloads, Fetch, State};
 use crate::{
     fetch::run::{Failure, OpenAnswer},
     upstream::answer::Part,
@@ -18,9 +18,9 @@ const MAX_COMPLETING: usize = 64;
 
 impl Downloads {
     pub(super) fn announce_local(&self, assignment: &Assignment) {
-        if assignment.id & LOCAL_BIT != 0 {
+        if assignment.is_local() {
             self.0.announce.local_fetch(v1::LocalFetch {
-                assignment_id: assignment.id,
+                assignment_id: assignment.id.into(),
                 entry_id: assignment.file.id().to_string(),
                 first_chunk: assignment.first_chunk,
                 chunk_count: assignment.chunk_count,
@@ -29,13 +29,13 @@ impl Downloads {
         }
     }
 
-    pub(super) fn report_cancelled(&self, id: u64, bytes_done: u64) {
+    pub(super) fn report_cancelled(&self, id: FetchId, bytes_done: u64) {
         self.report(id, v1::fetch_report::State::Cancelled, bytes_done, None);
     }
 
     /// Ends a fetch that has no slot. It may still hold its answer, and with it a permit of the
     /// origin.
-    pub(super) fn end_unstarted(&self, id: u64, fetch: Option<Fetch>) {
+    pub(super) fn end_unstarted(&self, id: FetchId, fetch: Option<Fetch>) {
         match fetch {
             Some(fetch) if fetch.paused.is_some() => self.cancel_paused(fetch, 0),
             _ => self.report_cancelled(id, 0),
@@ -116,7 +116,7 @@ impl Downloads {
         }
     }
 
-    pub(super) fn report_later(&self, id: u64) {
+    pub(super) fn report_later(&self, id: FetchId) {
         let this = self.clone();
         self.0.workers.spawn(async move {
             tokio::time::sleep(DURABLE_WAIT).await;
@@ -159,7 +159,7 @@ impl Downloads {
 
     pub(super) fn report(
         &self,
-        id: u64,
+        id: FetchId,
         state: v1::fetch_report::State,
         bytes_done: u64,
         failure: Option<Failure>,
@@ -173,7 +173,7 @@ impl Downloads {
             message: failure.message,
         });
         self.0.announce.report(v1::FetchReport {
-            assignment_id: id,
+            assignment_id: id.into(),
             state: state.into(),
             bytes_done,
             failure,

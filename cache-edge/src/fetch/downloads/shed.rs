@@ -1,8 +1,8 @@
 //! Stops fetches when a lease shrinks or expires: the limits of origins apply to the whole cluster.
 
-use chunkcache_proto::Level;
+use chunkcache_proto::{FetchId, Level};
 
-use super::{Downloads, LOCAL_BIT, StopMode, stop};
+use super::{Downloads, StopMode, stop};
 use crate::{core::fetch_queue::TaskStanding, upstream::quota::Excess};
 
 impl Downloads {
@@ -41,16 +41,15 @@ impl Downloads {
 /// The fetches to end.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Shed {
-    running: Vec<u64>,
+    running: Vec<FetchId>,
     /// Assigned fetches without a slot: the coordinator plans them again.
-    unbegun: Vec<u64>,
+    unbegun: Vec<FetchId>,
 }
 
 /// `fetches`: the most urgent first.
-fn choose(fetches: &[(u64, TaskStanding, Level)], excess: Excess) -> Shed {
-    let is_local = |id: u64| id & LOCAL_BIT != 0;
-    let may_end = |&&(id, _, level): &&(u64, TaskStanding, Level)| {
-        excess.is_expired || (is_local(id) && level > Level::Critical)
+fn choose(fetches: &[(FetchId, TaskStanding, Level)], excess: Excess) -> Shed {
+    let may_end = |&&(id, _, level): &&(FetchId, TaskStanding, Level)| {
+        excess.is_expired || (id.is_local() && level > Level::Critical)
     };
     let running = fetches
         .iter()
@@ -60,7 +59,7 @@ fn choose(fetches: &[(u64, TaskStanding, Level)], excess: Excess) -> Shed {
         .map(|&(id, ..)| id);
     let unbegun = fetches
         .iter()
-        .filter(|&&(id, it, _)| excess.is_expired && it == TaskStanding::Waiting && !is_local(id));
+        .filter(|&&(id, it, _)| excess.is_expired && it == TaskStanding::Waiting && !id.is_local());
     Shed {
         running: running.take(excess.connections as usize).collect(),
         unbegun: unbegun.map(|&(id, ..)| id).collect(),
@@ -70,10 +69,9 @@ fn choose(fetches: &[(u64, TaskStanding, Level)], excess: Excess) -> Shed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use FetchId::{Coordinated, Local};
     use Level::{Critical, High, Low};
     use TaskStanding::{Running, Stopping, Waiting};
-
-    const OWN: u64 = LOCAL_BIT;
 
     fn excess(connections: u32, is_expired: bool) -> Excess {
         Excess {
@@ -85,31 +83,31 @@ mod tests {
     #[test]
     fn in_session_only_what_this_edge_looks_ahead_for_is_stopped() {
         let fetches = [
-            (OWN | 1, Running, Critical),
-            (1, Running, High),
-            (OWN | 2, Running, High),
-            (OWN | 3, Running, Low),
-            (2, Waiting, Low),
+            (Local(1), Running, Critical),
+            (Coordinated(1), Running, High),
+            (Local(2), Running, High),
+            (Local(3), Running, Low),
+            (Coordinated(2), Waiting, Low),
         ];
-        assert_eq!(choose(&fetches, excess(1, false)).running, [OWN | 3]);
+        assert_eq!(choose(&fetches, excess(1, false)).running, [Local(3)]);
         let all = choose(&fetches, excess(9, false));
-        assert_eq!(all.running, [OWN | 3, OWN | 2]);
+        assert_eq!(all.running, [Local(3), Local(2)]);
         assert!(all.unbegun.is_empty());
     }
 
     #[test]
     fn once_expired_the_least_urgent_end_whoever_ordered_them() {
         let fetches = [
-            (1, Running, Critical),
-            (OWN | 1, Running, Critical),
-            (2, Running, High),
-            (3, Waiting, Low),
-            (OWN | 2, Waiting, Low),
-            (4, Stopping, Low),
+            (Coordinated(1), Running, Critical),
+            (Local(1), Running, Critical),
+            (Coordinated(2), Running, High),
+            (Coordinated(3), Waiting, Low),
+            (Local(2), Waiting, Low),
+            (Coordinated(4), Stopping, Low),
         ];
         let shed = choose(&fetches, excess(2, true));
-        assert_eq!(shed.running, [2, OWN | 1]);
-        assert_eq!(shed.unbegun, [3]);
+        assert_eq!(shed.running, [Coordinated(2), Local(1)]);
+        assert_eq!(shed.unbegun, [Coordinated(3)]);
         assert!(choose(&fetches, excess(0, true)).running.is_empty());
     }
 }

@@ -2,15 +2,15 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use chunkcache_proto::{ChunkIndex, EntryId};
+use chunkcache_proto::{ChunkIndex, EntryId, FetchId};
 
-use super::{Downloads, LOCAL_BIT};
+use super::Downloads;
 use chunk_store::EntryFile;
 
 impl Downloads {
     /// The entry and chunk that the fetch is working on.
     #[must_use]
-    pub fn under_way(&self, id: u64) -> Option<(EntryId, ChunkIndex)> {
+    pub fn under_way(&self, id: FetchId) -> Option<(EntryId, ChunkIndex)> {
         let state = self.0.state.lock();
         let fetch = state.fetches.get(&id)?;
         let file = &fetch.assignment.file;
@@ -19,7 +19,7 @@ impl Downloads {
 
     /// The chunk that the fetch is working on.
     #[must_use]
-    pub fn chunk_under_way(&self, id: u64) -> Option<ChunkIndex> {
+    pub fn chunk_under_way(&self, id: FetchId) -> Option<ChunkIndex> {
         self.under_way(id).map(|(_, chunk)| chunk)
     }
 
@@ -36,7 +36,7 @@ impl Downloads {
     pub fn local_count(&self) -> usize {
         let state = self.0.state.lock();
         let ids = state.fetches.iter();
-        ids.filter(|(id, fetch)| **id & LOCAL_BIT != 0 && !fetch.finished)
+        ids.filter(|(id, fetch)| id.is_local() && !fetch.finished)
             .count()
     }
 
@@ -47,7 +47,7 @@ impl Downloads {
 
     /// Time since the fetch was submitted.
     #[must_use]
-    pub fn age(&self, id: u64) -> Duration {
+    pub fn age(&self, id: FetchId) -> Duration {
         self.0
             .state
             .lock()

@@ -55,7 +55,7 @@ impl World {
     fn check_single_origin_fetch(&self) {
         let flights = self.edges.iter().flat_map(|edge| edge.flights.values());
         let origin: Vec<_> = flights
-            .filter(|f| f.a.from == FetchSource::Origin && !f.cancelled && !f.local)
+            .filter(|f| f.a.from == FetchSource::Origin && !f.cancelled && !f.is_local())
             .collect();
         for (index, one) in origin.iter().enumerate() {
             for other in &origin[index + 1..] {
@@ -121,7 +121,7 @@ impl World {
         let all = self.edges.iter().flat_map(|edge| edge.flights.values());
         all.filter(move |f| {
             f.a.from == FetchSource::Origin
-                && !f.local
+                && !f.is_local()
                 && self.entries[f.a.entry.0 as usize].0 == source
         })
     }
@@ -133,7 +133,7 @@ impl World {
             let active = edge
                 .flights
                 .values()
-                .filter(|f| !f.cancelled && !f.local)
+                .filter(|f| !f.cancelled && !f.is_local())
                 .count();
             assert!(
                 active <= 4 * edge.max as usize + 2,
@@ -150,7 +150,7 @@ fn consistent(scheduler: &Scheduler, seed: u64) {
         let used = edge
             .flights
             .iter()
-            .filter(|f| f.slot && !f.cancelling && !f.local)
+            .filter(|f| f.slot && !f.cancelling && !f.is_local())
             .count();
         assert!(
             used <= edge.max_downloads as usize + 1,
@@ -163,7 +163,7 @@ fn consistent(scheduler: &Scheduler, seed: u64) {
         let lower = edge
             .flights
             .iter()
-            .any(|f| f.level > Level::Critical && f.slot && !f.cancelling && !f.local);
+            .any(|f| f.level > Level::Critical && f.slot && !f.cancelling && !f.is_local());
         assert!(
             !(waits && lower),
             "seed {seed}: a CRITICAL fetch has no slot and a lower one has"
@@ -189,7 +189,7 @@ fn consistent(scheduler: &Scheduler, seed: u64) {
             if f.source == id && f.from == FetchSource::Origin {
                 running[f.level as usize] += 1;
                 fetches.insert((f.level, edge, f.id));
-                own += u32::from(f.local);
+                own += u32::from(f.is_local());
             }
         }
         for claim in scheduler
@@ -294,7 +294,7 @@ fn nobody_waits_behind_a_lower_level(scheduler: &Scheduler, seed: u64) {
                     all.filter(|f| f.source == claim.source && f.from == FetchSource::Origin)
                 };
                 let lower =
-                    flights().any(|f| f.level > Level::Critical && !f.cancelling && !f.local);
+                    flights().any(|f| f.level > Level::Critical && !f.cancelling && !f.is_local());
                 let leaving = flights().any(|f| f.cancelling);
                 assert!(
                     !lower || leaving,

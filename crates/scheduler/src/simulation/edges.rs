@@ -32,7 +32,7 @@ impl World {
                 continue;
             }
             let slots = self.edges[edge].max + u32::from(level == Level::Critical);
-            if running >= slots && !flight.local {
+            if running >= slots && !flight.is_local() {
                 continue;
             }
             running += 1;

@@ -228,7 +228,6 @@ impl World {
                 entry: f.a.entry,
                 chunks: f.chunks(),
                 level: f.a.level,
-                local: f.local,
             })
             .collect()
     }
@@ -238,7 +237,7 @@ impl World {
             return;
         }
         self.next_number += 1;
-        let id = AssignmentId(1 << 63 | self.next_number);
+        let id = FetchId::Local(self.next_number);
         let a = Assignment {
             id,
             edge,
@@ -254,7 +253,6 @@ impl World {
         let flight = SimFlight {
             a,
             cancelled: false,
-            local: true,
             bytes: 0,
             begun: None,
             stalled: false,

@@ -173,7 +173,7 @@ impl World {
     pub fn goes_away(&mut self, edge: usize) {
         let flights = self.edges[edge].flights.values();
         let mut open: BTreeMap<SourceId, u32> = BTreeMap::new();
-        for flight in flights.filter(|f| f.a.from == FetchSource::Origin && !f.local) {
+        for flight in flights.filter(|f| f.a.from == FetchSource::Origin && !f.is_local()) {
             *open
                 .entry(self.entries[flight.a.entry.0 as usize].0)
                 .or_default() += 1;

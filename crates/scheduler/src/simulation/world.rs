@@ -70,7 +70,6 @@ impl Faults {
 pub struct SimFlight {
     pub a: Assignment,
     pub cancelled: bool,
-    pub local: bool,
     pub bytes: u64,
     pub begun: Option<Millis>,
     pub stalled: bool,
@@ -81,6 +80,9 @@ pub struct SimFlight {
 }
 
 impl SimFlight {
+    pub fn is_local(&self) -> bool {
+        self.a.id.is_local()
+    }
     pub fn chunks(&self) -> Range<ChunkIndex> {
         self.a.first_chunk..self.a.first_chunk + self.a.chunk_count
     }
@@ -98,7 +100,7 @@ pub struct SimEdge {
     pub alive: bool,
     pub max: u32,
     pub fill: bool,
-    pub flights: BTreeMap<AssignmentId, SimFlight>,
+    pub flights: BTreeMap<FetchId, SimFlight>,
     pub held: BTreeMap<EntryNo, RangeSet<ChunkIndex>>,
     /// The space its chunks may use; 0: no limit.
     pub allowed: u64,
@@ -160,7 +162,7 @@ pub struct World {
     /// Events applied so far.
     pub events: u64,
     /// A fetch whose end is not reported yet, so the scheduler may still name it.
-    pub ending: Option<(EdgeId, AssignmentId)>,
+    pub ending: Option<(EdgeId, FetchId)>,
     pub next_number: u64,
     pub last_tick: Millis,
     /// Chunks evicted so far.
@@ -348,7 +350,6 @@ impl World {
                     doubtful: failed || self.unnamed,
                     a: a.clone(),
                     cancelled: false,
-                    local: false,
                     bytes: 0,
                     begun: None,
                     stalled,

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn progress(bench: &mut Bench, edge: u32, assignment: AssignmentId, bytes_done: u64) {
+fn progress(bench: &mut Bench, edge: u32, assignment: FetchId, bytes_done: u64) {
     bench.apply(Event::FetchProgressed {
         edge: EdgeId(edge),
         assignment,
@@ -109,7 +109,7 @@ fn what_makes_a_fill_give_way_is_not_fetched_a_second_time() {
     let fill = of_chunk(&hold(&mut bench, 0, 0..1), 8).remove(0);
     let effects = bench.apply(Event::LocalFetchStarted {
         edge: EdgeId(0),
-        assignment: AssignmentId(1 << 63),
+        assignment: FetchId::Local(0),
         entry: MOVIE,
         chunks: 8..9,
         level: Level::Critical,

@@ -356,7 +356,7 @@ fn a_fetch_of_its_own_runs_on_its_own_connection() {
     cluster.say(0, 0, 1);
     cluster.apply(Event::LocalFetchStarted {
         edge: EdgeId(0),
-        assignment: AssignmentId(1 << 63),
+        assignment: FetchId::Local(0),
         entry: EntryNo(0),
         chunks: 0..4,
         level: Level::Critical,

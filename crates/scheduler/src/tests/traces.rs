@@ -3,7 +3,7 @@
 
 use super::*;
 
-fn cancelled(effects: &[Effect], id: AssignmentId) -> bool {
+fn cancelled(effects: &[Effect], id: FetchId) -> bool {
     let is_it =
         |effect: &Effect| matches!(effect, Effect::Cancel { assignment, .. } if *assignment == id);
     effects.iter().any(is_it)
