@@ -12,6 +12,7 @@ pub mod priority;
 pub mod range_set;
 pub mod source_name;
 pub mod space;
+mod time_window;
 
 /// Generated from `proto/chunkcache/v1`.
 #[allow(clippy::all, clippy::pedantic, missing_docs)]

@@ -415,13 +415,7 @@ fn fields(job: &Job) -> String {
         ("done", format!("{done} of {total} ({part})")),
     ]);
     if let Some(window) = &job.window {
-        let TimeWindow {
-            start,
-            end,
-            time_zone,
-        } = window;
-        let zone = Some(time_zone.as_str()).filter(|zone| !zone.is_empty());
-        rows.field("window", format!("{start}-{end} {}", zone.unwrap_or("UTC")));
+        rows.field("window", window.to_string());
     }
     if job.max_rate_bytes_per_second > 0 {
         let rate = human_bytes(job.max_rate_bytes_per_second);

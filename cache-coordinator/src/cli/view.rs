@@ -121,11 +121,10 @@ pub(super) fn job(job: &Job) -> Value {
 }
 
 fn window(window: &TimeWindow) -> Value {
-    let zone = Some(window.time_zone.as_str()).filter(|zone| !zone.is_empty());
     json!({
         "start": window.start,
         "end": window.end,
-        "time_zone": zone.unwrap_or("UTC"),
+        "time_zone": window.zone_name(),
     })
 }
 

@@ -93,7 +93,7 @@ impl Link {
     /// Converts the coordinator's binding of a key to this edge's clock.
     #[must_use]
     pub fn received(&self, binding: v1::KeyBinding) -> v1::KeyBinding {
-        let ahead_ms = Some(self.clock_ahead_ms());
+        let ahead_ms = self.clock_ahead_ms();
         let freshness = binding.freshness;
         v1::KeyBinding {
             freshness: freshness.map(|it| freshness::receive(it, now_ms(), ahead_ms)),

@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, HashSet, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     task::{Context, Waker},
     time::{Duration, Instant},
@@ -85,6 +85,8 @@ struct State {
     session: u64,
     client: Option<Service>,
     epoch: u64,
+    /// See [`Link::set_clock_ahead`].
+    clock_ahead_ms: Option<i64>,
     sequence: u64,
     /// Messages in the order of their effect.
     backlog: VecDeque<Message>,
@@ -132,8 +134,6 @@ pub struct Link {
     /// Notified when there may be room for state again.
     room: Notify,
     draining: AtomicBool,
-    /// See [`Self::set_clock_ahead`]; the greatest number: not known.
-    clock_ahead_ms: AtomicI64,
 }
 
 impl Link {
@@ -144,6 +144,7 @@ impl Link {
             session: 0,
             client: None,
             epoch: 0,
+            clock_ahead_ms: None,
             sequence: 0,
             backlog: VecDeque::new(),
             unreported: HashSet::new(),
@@ -161,7 +162,6 @@ impl Link {
             broken: Notify::new(),
             room: Notify::new(),
             draining: AtomicBool::new(false),
-            clock_ahead_ms: AtomicI64::new(i64::MAX),
         })
     }
 
@@ -278,11 +278,11 @@ impl Link {
 
     /// Records by how much this clock was ahead of the coordinator's when the session began.
     pub fn set_clock_ahead(&self, ahead_ms: i64) {
-        self.clock_ahead_ms.store(ahead_ms, Ordering::Release);
+        self.state.lock().clock_ahead_ms = Some(ahead_ms);
     }
 
-    pub(super) fn clock_ahead_ms(&self) -> i64 {
-        self.clock_ahead_ms.load(Ordering::Acquire)
+    pub(super) fn clock_ahead_ms(&self) -> Option<i64> {
+        self.state.lock().clock_ahead_ms
     }
 
     pub fn set_draining(&self, draining: bool) {

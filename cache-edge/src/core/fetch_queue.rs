@@ -112,6 +112,8 @@ struct Yielding {
 pub struct FetchQueue {
     max_running: usize,
     tasks: HashMap<FetchId, (Task, State)>,
+    /// The origins of all tasks, and how many tasks each has.
+    origins: HashMap<Arc<str>, usize>,
     waiting: BTreeSet<Rank>,
     running: BTreeSet<Rank>,
     /// Kept until a fetch that began at these levels has ended by itself, so that neither a gap
@@ -133,6 +135,7 @@ impl FetchQueue {
         Self {
             max_running: max_running.max(1),
             tasks: HashMap::new(),
+            origins: HashMap::new(),
             waiting: BTreeSet::new(),
             running: BTreeSet::new(),
             yielding: HashMap::new(),
@@ -152,7 +155,7 @@ impl FetchQueue {
         }
         task.deadline_ms = task.deadline_ms.max(self.deadline_before(&task));
         self.waiting.insert(task.rank());
-        self.tasks.insert(task.id, (task, State::Waiting));
+        self.insert(task, State::Waiting);
         true
     }
 
@@ -176,7 +179,14 @@ impl FetchQueue {
     /// Adds a task that is already running (the body of a probe).
     pub fn adopt_running(&mut self, task: Task) {
         self.running.insert(task.rank());
-        self.tasks.insert(task.id, (task, State::Running));
+        self.insert(task, State::Running);
+    }
+
+    fn insert(&mut self, task: Task, state: State) {
+        if let Some(origin) = &task.origin {
+            *self.origins.entry(origin.clone()).or_insert(0) += 1;
+        }
+        self.tasks.insert(task.id, (task, state));
     }
 
     /// Changes level and deadline. Ignores unknown ids, because the task may have ended meanwhile.
@@ -235,8 +245,16 @@ impl FetchQueue {
         };
         self.running.remove(&task.rank());
         self.waiting.remove(&task.rank());
-        if let Some(origin) = &task.origin
-            && let Some(yielding) = self.yielding.get(origin)
+        let Some(origin) = &task.origin else {
+            return;
+        };
+        if let Some(count) = self.origins.get_mut(origin) {
+            *count -= 1;
+            if *count == 0 {
+                self.origins.remove(origin);
+            }
+        }
+        if let Some(yielding) = self.yielding.get(origin)
             && (yielding.spared == Some(id) || (had_its_turn && state == State::Running))
         {
             self.yielding.remove(origin);
@@ -278,7 +296,7 @@ impl FetchQueue {
     ) -> Vec<Effect> {
         let mut effects = Vec::new();
         self.drop_unwanted(is_wanted, &mut effects);
-        let origins = self.origins().into_iter();
+        let origins = self.origins.keys().cloned();
         let (full, wide): (HashSet<_>, HashSet<_>) = origins.partition(|origin| is_full(origin));
         self.ahead_since_ms
             .retain(|origin, _| full.contains(origin));
@@ -364,12 +382,6 @@ impl FetchQueue {
 
     fn origin_of(&self, id: FetchId) -> Option<&Arc<str>> {
         self.tasks.get(&id)?.0.origin.as_ref()
-    }
-
-    /// The origins of all tasks.
-    fn origins(&self) -> HashSet<Arc<str>> {
-        let tasks = self.tasks.values();
-        tasks.filter_map(|(task, _)| task.origin.clone()).collect()
     }
 
     /// Origins from which a fetch of this level or above reads, or is about to read.

@@ -459,6 +459,27 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Carries a step out. Tasks with an even number are from the origin "a" if `has_origins`.
+fn take(queue: &mut FetchQueue, step: &Step, has_origins: bool) {
+    match *step {
+        Step::Push(id, level, deadline) => {
+            let task = task(id, Level::ALL[level as usize], deadline);
+            let _ = queue.push(match has_origins && id % 2 == 0 {
+                true => of_origin("a", task),
+                false => task,
+            });
+        }
+        Step::End(id) => queue.ended(n(id)),
+        Step::Preempted(id) => {
+            let _ = queue.preempted(n(id));
+        }
+        Step::Cancel(id) => {
+            let _ = queue.cancel(n(id));
+        }
+        Step::Reprioritise(id, level) => queue.reprioritise(n(id), Level::ALL[level as usize], 0),
+    }
+}
+
 proptest! {
     #[test]
     fn no_critical_waits_behind_less_and_limits_hold(
@@ -466,21 +487,8 @@ proptest! {
         steps in prop::collection::vec(step(), 1..80),
     ) {
         let mut queue = FetchQueue::new(max);
-        for step in steps {
-            match step {
-                Step::Push(id, level, deadline) => {
-                    let _ = queue.push(task(id, Level::ALL[level as usize], deadline));
-                }
-                Step::End(id) => queue.ended(n(id)),
-                Step::Preempted(id) => {
-                    let _ = queue.preempted(n(id));
-                }
-                Step::Cancel(id) => {
-                    let _ = queue.cancel(n(id));
-                }
-                Step::Reprioritise(id, level) => queue.reprioritise(n(id), Level::ALL[level as usize],
-                    0),
-            }
+        for step in &steps {
+            take(&mut queue, step, false);
             let _ = queue.settle(0, free, no_link);
             prop_assert!(queue.running.len() <= max + 1);
             let best_waiting = queue.waiting.first().map(|rank| rank.0);
@@ -495,6 +503,17 @@ proptest! {
             for rank in queue.waiting.iter().chain(&queue.running) {
                 prop_assert_eq!(queue.tasks[&rank.2].0.rank(), *rank);
             }
+        }
+    }
+
+    #[test]
+    fn origins_are_those_of_the_tasks(steps in prop::collection::vec(step(), 1..80)) {
+        let mut queue = FetchQueue::new(2);
+        for step in &steps {
+            take(&mut queue, step, true);
+            let _ = queue.settle(0, free, link_of_a);
+            let of_a = queue.tasks.values().filter(|(task, _)| task.origin.is_some()).count();
+            prop_assert_eq!(queue.origins.get("a").copied().unwrap_or(0), of_a);
         }
     }
 }

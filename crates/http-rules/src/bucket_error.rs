@@ -1,6 +1,7 @@
 //! Reads the words in which a bucket (S3 and its kin) refuses a request.
 
 use http::{HeaderMap, StatusCode};
+use serde::Deserialize;
 
 /// Limit of each word or sentence that is repeated.
 const MAX_WORD_BYTES: usize = 256;
@@ -17,17 +18,33 @@ pub struct BucketError {
     pub endpoint: String,
 }
 
+/// S3's `<Error>`, as far as it is used.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Answer {
+    code: String,
+    message: String,
+    region: String,
+    endpoint: String,
+}
+
 impl BucketError {
     /// Reads an answer that is no success. A body that is not S3's XML has no fields.
     #[must_use]
     pub fn read(headers: &HeaderMap, body: &str) -> Self {
-        let region = headers.get("x-amz-bucket-region");
-        let region = region.and_then(|region| region.to_str().ok());
+        let Answer {
+            code,
+            message,
+            region,
+            endpoint,
+        } = quick_xml::de::from_str(body).unwrap_or_default();
+        let header = headers.get("x-amz-bucket-region");
+        let header = header.and_then(|region| region.to_str().ok());
         Self {
-            code: element(body, "Code"),
-            message: element(body, "Message"),
-            region: region.map_or_else(|| element(body, "Region"), printable),
-            endpoint: element(body, "Endpoint"),
+            code: printable(&code),
+            message: printable(&message),
+            region: printable(header.unwrap_or(&region)),
+            endpoint: printable(&endpoint),
         }
     }
 
@@ -65,27 +82,6 @@ fn is_about_place(code: &str, status: StatusCode) -> bool {
             code,
             "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException"
         )
-}
-
-/// The text of the first element of this name, without its escapes; empty if there is none.
-fn element(xml: &str, name: &str) -> String {
-    let (open, close) = (format!("<{name}>"), format!("</{name}>"));
-    let text = xml
-        .split_once(&open)
-        .and_then(|(_, rest)| rest.split_once(&close))
-        .map_or("", |(text, _)| text);
-    let mut text = printable(text);
-    for (escape, character) in [
-        ("&lt;", "<"),
-        ("&gt;", ">"),
-        ("&quot;", "\""),
-        ("&apos;", "'"),
-        ("&#39;", "'"),
-        ("&amp;", "&"),
-    ] {
-        text = text.replace(escape, character);
-    }
-    text
 }
 
 /// One short line.
@@ -133,7 +129,9 @@ mod tests {
             "PermanentRedirect; its region is us-west-2; its endpoint is b.s3.example"
         );
         assert_eq!(described(502, "<html>Bad gateway</html>"), "answered 502");
-        assert!(described(403, "<Code>AccessDenied</Code>").contains("but not list"));
+        assert!(
+            described(403, "<Error><Code>AccessDenied</Code></Error>").contains("but not list")
+        );
     }
 
     #[test]
@@ -147,8 +145,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_that_a_bucket_says_is_long_or_breaks_a_line(text in ".*", long in 0_usize..2_000) {
-            let text = format!("<Code>{text}\n{}</Code>", "é".repeat(long));
+        fn nothing_that_a_bucket_says_is_long_or_breaks_a_line(text in "[^<&]*", long in 0_usize..2_000) {
+            let text = format!("<Error><Code>{text}\n{}</Code></Error>", "é".repeat(long));
             let told = described(403, &text);
             prop_assert!(told.len() <= 2 * MAX_WORD_BYTES && !told.contains('\n'));
         }

@@ -27,7 +27,6 @@ pub struct CacheControl {
     pub private: bool,
     pub no_cache: bool,
     pub must_revalidate: bool,
-    pub public: bool,
     pub max_age: Option<u64>,
     pub s_maxage: Option<u64>,
     pub stale_if_error: Option<u64>,
@@ -73,7 +72,6 @@ impl CacheControl {
                 "private" => parsed.private |= argument.is_none(),
                 "no-cache" => parsed.no_cache |= argument.is_none(),
                 "must-revalidate" | "proxy-revalidate" => parsed.must_revalidate = true,
-                "public" => parsed.public = true,
                 "max-age" => parsed.max_age = least(parsed.max_age),
                 "s-maxage" => parsed.s_maxage = least(parsed.s_maxage),
                 "stale-if-error" => parsed.stale_if_error = least(parsed.stale_if_error),
@@ -175,8 +173,6 @@ pub struct AnswerFacts {
     pub encoded: bool,
     /// The answer is a 200 with a part of the object.
     pub is_part: bool,
-    /// The request carried the client's `Authorization`.
-    pub with_authorization: bool,
     /// From the request to now: how much older the answer may be than it says (RFC 9111, 4.2.3).
     pub response_delay_ms: i64,
 }
@@ -201,12 +197,6 @@ fn permitted(facts: &AnswerFacts) -> Result<(), &'static str> {
     }
     if varies_on_anything(facts) {
         return Err("vary-any");
-    }
-    // RFC 9111, 3.5. no-store and private were handled above.
-    if facts.with_authorization
-        && !(control.public || control.s_maxage.is_some() || control.must_revalidate)
-    {
-        return Err("authorization");
     }
     Ok(())
 }

@@ -53,20 +53,6 @@ fn what_must_not_be_stored() {
         }),
         Err("content-encoding")
     );
-    assert_eq!(
-        storable(&AnswerFacts {
-            with_authorization: true,
-            ..facts("max-age=9")
-        }),
-        Err("authorization")
-    );
-    assert_eq!(
-        storable(&AnswerFacts {
-            with_authorization: true,
-            ..facts("public")
-        }),
-        Ok(())
-    );
 }
 
 #[test]

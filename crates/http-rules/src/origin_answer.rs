@@ -309,7 +309,6 @@ pub fn facts(headers: &HeaderMap, described: &ObjectMetadata) -> AnswerFacts {
         size: described.size,
         encoded: is_encoded(headers),
         is_part: names_another_size(headers, described.size),
-        with_authorization: false,
         response_delay_ms: 0,
     }
 }

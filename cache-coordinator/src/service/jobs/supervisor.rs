@@ -158,7 +158,8 @@ impl Jobs {
                 return Ok(());
             }
             let window = job.timing.window.as_ref();
-            let window = window.and_then(|it| Some((Window::new(it)?, timing::describe(it))));
+            let window =
+                window.and_then(|it| Some((Window::new(it)?, timing::to_proto(it).to_string())));
             let is_open = |(window, _): &(Window, String)| window.is_open(Timestamp::now());
             let (rate, chunk_size) = (job.timing.max_rate, entry.geometry.chunk_size());
             let running = Running {
@@ -386,7 +387,10 @@ mod tests {
             is_free: true,
             looks: 0,
             sample: None,
-            window: Some((Window::new(&window).unwrap(), timing::describe(&window))),
+            window: Some((
+                Window::new(&window).unwrap(),
+                timing::to_proto(&window).to_string(),
+            )),
             is_open: false,
             pace: None,
         };

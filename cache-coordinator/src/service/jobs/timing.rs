@@ -73,18 +73,6 @@ pub fn to_proto(window: &JobWindow) -> v1::TimeWindow {
     }
 }
 
-/// For people.
-#[must_use]
-pub fn describe(window: &JobWindow) -> String {
-    let v1::TimeWindow {
-        start,
-        end,
-        time_zone,
-    } = to_proto(window);
-    let zone = Some(time_zone).filter(|zone| !zone.is_empty());
-    format!("{start}-{end} {}", zone.unwrap_or_else(|| "UTC".to_owned()))
-}
-
 /// A window that can be compared with the clock.
 #[derive(Clone, Debug)]
 pub struct Window {
