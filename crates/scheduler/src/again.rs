@@ -5,6 +5,7 @@ use chunkcache_proto::RangeSet;
 
 use super::Scheduler;
 use super::api::{EdgeId, FetchSource, Reason};
+use super::invariant::Invariant;
 use super::state::RunningFetch;
 
 /// How many other edges to look at for one fetch.
@@ -44,7 +45,7 @@ impl Scheduler {
 
     /// Bytes of the fetch that another edge holds or is receiving from the origin.
     fn brought_elsewhere(&self, edge: EdgeId, fetch: &RunningFetch) -> u64 {
-        let Some(known) = self.entries.get(&fetch.entry) else {
+        let Some(known) = self.entries.get(&fetch.entry).expected() else {
             return 0;
         };
         let mut elsewhere = RangeSet::new();

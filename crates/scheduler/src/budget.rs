@@ -7,6 +7,7 @@ use chunkcache_proto::Level;
 
 use super::Scheduler;
 use super::api::{EdgeId, EntryNo, Millis, SourceId};
+use super::invariant::Invariant;
 use super::state::{Edge, Source, Timer};
 use crate::edge_choice::mix;
 
@@ -117,6 +118,7 @@ impl Scheduler {
 
     pub(super) fn source_back_off(&mut self, source: SourceId, until: Millis) {
         let Some(known) = self.sources.get_mut(&source) else {
+            // The source is not known.
             return;
         };
         let until = until.min(self.now.saturating_add(LONGEST_PAUSE_MS));
@@ -136,6 +138,7 @@ impl Scheduler {
     ) {
         let now = self.now;
         let Some(known) = self.entries.get_mut(&entry) else {
+            // It was closed while the fetch was stopping.
             return;
         };
         let source_id = known.source;
@@ -146,7 +149,7 @@ impl Scheduler {
         known.back_off_until = now.saturating_add(rest).max(asked.unwrap_or(0));
         self.timers
             .insert((known.back_off_until, Timer::Entry(entry)));
-        let Some(source) = self.sources.get_mut(&source_id) else {
+        let Some(source) = self.sources.get_mut(&source_id).expected() else {
             return;
         };
         source.failures = source.failures.saturating_add(1);
@@ -169,6 +172,7 @@ impl Scheduler {
     pub(super) fn unsigned(&mut self, edge: EdgeId, entry: EntryNo) {
         let now = self.now;
         let Some(replica) = self.replica_mut(edge, entry) else {
+            // It was closed while the fetch was stopping.
             return;
         };
         replica.unsigned = replica.unsigned.saturating_add(1);
@@ -200,6 +204,7 @@ impl Scheduler {
     /// A fetch went well.
     pub(super) fn origin_succeeded(&mut self, entry: EntryNo) {
         let Some(known) = self.entries.get_mut(&entry) else {
+            // It was closed while the fetch was stopping.
             return;
         };
         known.failures = 0;
@@ -220,7 +225,7 @@ impl Scheduler {
             self.waking.insert(source);
         }
         for source_id in std::mem::take(&mut self.waking) {
-            let Some(source) = self.sources.get_mut(&source_id) else {
+            let Some(source) = self.sources.get_mut(&source_id).expected() else {
                 continue;
             };
             let from = source.wake_from;

@@ -10,6 +10,7 @@ use chunkcache_proto::{ByteRange, ChunkIndex, Geometry, Level};
 use super::Scheduler;
 use super::api::{Demand, EdgeId, Effect, EntryNo, Millis, ReaderId, SourceId};
 use super::claim::{Claim, Owner};
+use super::invariant::Invariant;
 use super::queue::Key;
 use super::running::Withdrawal;
 use chunkcache_proto::RangeSet;
@@ -21,6 +22,7 @@ impl Scheduler {
             return self.demand_closed(reader, effects);
         };
         if !self.edges.get(&edge).is_some_and(|edge| edge.alive) {
+            // Its session has ended.
             return;
         }
         let (source, geometry) = (entry.source, entry.geometry);
@@ -101,7 +103,9 @@ impl Scheduler {
     pub(super) fn demand_closed(&mut self, reader: ReaderId, effects: &mut Vec<Effect>) {
         let before = self.withdraw(reader);
         self.reassess_after(reader.edge, &before, Withdrawal::Superseded, effects);
-        self.dirty.insert(reader.edge);
+        if self.edges.contains_key(&reader.edge) {
+            self.dirty.insert(reader.edge);
+        }
     }
 
     /// The chunks this reader should have ahead: its requested lookahead, or what it consumes in a
@@ -191,7 +195,7 @@ impl Scheduler {
         if span.is_empty() {
             return;
         }
-        let Some(known) = self.entries.get_mut(&entry) else {
+        let Some(known) = self.entries.get_mut(&entry).expected() else {
             return;
         };
         let replica = known.replicas.entry(edge).or_default();
@@ -230,7 +234,7 @@ impl Scheduler {
 
     /// Queues a claim by its first missing chunk; dequeues it if nothing is missing.
     pub(super) fn requeue(&mut self, owner: Owner, not_before: Millis) {
-        let Some(claim) = self.claims.get_mut(&owner) else {
+        let Some(claim) = self.claims.get_mut(&owner).expected() else {
             return;
         };
         let replica = self
@@ -243,7 +247,7 @@ impl Scheduler {
             return self.dequeue(owner);
         };
         let deadline = deadline(claim, owner, gap, geometry, self.now, &self.config);
-        let Some(edge) = self.edges.get(&claim.edge) else {
+        let Some(edge) = self.edges.get(&claim.edge).expected() else {
             return;
         };
         let queued = claim.queued;
@@ -262,7 +266,7 @@ impl Scheduler {
             return;
         }
         self.dequeue(owner);
-        let Some(claim) = self.claims.get_mut(&owner) else {
+        let Some(claim) = self.claims.get_mut(&owner).expected() else {
             return;
         };
         claim.queued = Some(key);
@@ -313,7 +317,7 @@ impl Scheduler {
             self.update_slots(edge_id);
         }
         self.count_queued(edge_id, entry, |queued| queued.saturating_sub(1));
-        let Some(source) = self.sources.get_mut(&source_id) else {
+        let Some(source) = self.sources.get_mut(&source_id).expected() else {
             return;
         };
         source.queued[level] = source.queued[level].saturating_sub(1);
@@ -351,9 +355,11 @@ impl Scheduler {
         chunks: &Range<ChunkIndex>,
     ) -> Vec<Owner> {
         let Some(known) = self.entries.get(&entry) else {
+            // It was closed, and with it all claims.
             return Vec::new();
         };
         let Some(replica) = known.replicas.get(&edge) else {
+            // The edge never held or wanted any of it.
             return Vec::new();
         };
         let longest = self.longest_window(known.geometry);

@@ -12,6 +12,7 @@ use super::Scheduler;
 use super::api::{Assignment, EdgeId, Effect, FetchId, FetchSource, SourceId};
 use super::budget::Refusal;
 use super::claim::Owner;
+use super::invariant::Invariant;
 use super::queue::Key;
 use super::route::{Route, RouteOutcome};
 use super::state::{RunningFetch, Timer};
@@ -57,7 +58,7 @@ impl Scheduler {
 
     fn plan_critical(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
         loop {
-            let Some(state) = self.edges.get(&edge) else {
+            let Some(state) = self.edges.get(&edge).expected() else {
                 return;
             };
             // As for the other levels: as many assignments as slots, and as many queued.
@@ -88,7 +89,7 @@ impl Scheduler {
 
     fn plan_rest(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
         loop {
-            let Some(state) = self.edges.get(&edge) else {
+            let Some(state) = self.edges.get(&edge).expected() else {
                 return;
             };
             if !self.may_fetch(edge)
@@ -141,7 +142,7 @@ impl Scheduler {
             if room == Placement::Preempt {
                 self.preempt(edge, Level::High, effects);
             }
-            let Some(state) = self.edges.get_mut(&edge) else {
+            let Some(state) = self.edges.get_mut(&edge).expected() else {
                 return;
             };
             state.grants += 1;
@@ -184,7 +185,7 @@ impl Scheduler {
     }
 
     fn high_is_urgent(&self, edge: EdgeId) -> bool {
-        let Some(state) = self.edges.get(&edge) else {
+        let Some(state) = self.edges.get(&edge).expected() else {
             return false;
         };
         let queue = &state.queues[Level::High as usize];
@@ -270,7 +271,7 @@ impl Scheduler {
     ) -> ClaimOutcome {
         let owner = key.owner;
         self.requeue(owner, 0);
-        let Some(claim) = self.claims.get_mut(&owner) else {
+        let Some(claim) = self.claims.get_mut(&owner).expected() else {
             if let Some(edge) = self.edges.get_mut(&edge) {
                 edge.queues[level as usize].remove(source, &key);
             }
@@ -317,7 +318,7 @@ impl Scheduler {
 
     /// Puts claims whose hold has ended back into the queue.
     fn admit_due(&mut self, edge: EdgeId, level: Level) {
-        let Some(state) = self.edges.get(&edge) else {
+        let Some(state) = self.edges.get(&edge).expected() else {
             return;
         };
         if !state.queues[level as usize].any_held_back() {
@@ -346,7 +347,7 @@ impl Scheduler {
         shared: bool,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(claim) = self.claims.get_mut(&owner) else {
+        let Some(claim) = self.claims.get_mut(&owner).expected() else {
             return;
         };
         let (entry, source, level) = (claim.entry, claim.source, claim.level);
@@ -427,10 +428,8 @@ impl Scheduler {
     ) -> FetchId {
         self.last_assignment += 1;
         let id = FetchId::Coordinated(self.last_assignment);
-        let source = self
-            .entries
-            .get(&entry)
-            .map_or(SourceId(0), |known| known.source);
+        let known = self.entries.get(&entry).expected();
+        let source = known.map_or(SourceId(0), |known| known.source);
         let mut flight = RunningFetch {
             deadline,
             from: route.from,

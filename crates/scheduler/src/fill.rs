@@ -9,6 +9,7 @@ use chunkcache_proto::Level;
 use super::Scheduler;
 use super::api::{EdgeId, EntryNo, SourceId};
 use super::claim::{Claim, Owner};
+use super::invariant::Invariant;
 
 impl Scheduler {
     /// Creates, keeps or removes the fill of one entry on one edge, according to the present state.
@@ -19,7 +20,7 @@ impl Scheduler {
         if there && !wanted {
             self.remove_claim(owner);
         } else if wanted && !there {
-            let Some(known) = self.entries.get(&entry) else {
+            let Some(known) = self.entries.get(&entry).expected() else {
                 return;
             };
             let span = 0..known.geometry.chunk_count();
@@ -54,16 +55,16 @@ impl Scheduler {
 
     /// Whether the fill runs now, or will when the edge has room and is no longer drained.
     pub(super) fn fill_goes_on(&self, edge: EdgeId, entry: EntryNo) -> bool {
-        let Some(known) = self.entries.get(&entry) else {
+        let Some(known) = self.entries.get(&entry).expected() else {
             return false;
         };
-        let Some(on) = self.edges.get(&edge) else {
+        let Some(on) = self.edges.get(&edge).expected() else {
             return false;
         };
-        let Some(source) = self.sources.get(&known.source) else {
+        let Some(source) = self.sources.get(&known.source).expected() else {
             return false;
         };
-        let Some(replica) = known.replicas.get(&edge) else {
+        let Some(replica) = known.replicas.get(&edge).expected() else {
             return false;
         };
         on.alive
@@ -102,7 +103,7 @@ impl Scheduler {
 
     /// Nothing above LOW needs the origin.
     pub(super) fn fill_may_run(&self, source: SourceId) -> bool {
-        let Some(source) = self.sources.get(&source) else {
+        let Some(source) = self.sources.get(&source).expected() else {
             return false;
         };
         let busy =

@@ -11,6 +11,7 @@ use chunkcache_proto::ChunkIndex;
 use super::Scheduler;
 use super::api::{EdgeId, Effect, EntryNo, FetchSource, Millis, WantId};
 use super::claim::Owner;
+use super::invariant::Invariant;
 use super::route::RouteOutcome;
 use chunkcache_proto::RangeSet;
 
@@ -26,6 +27,7 @@ impl Scheduler {
             return Vec::new();
         };
         let Some(replica) = known.replicas.get(&edge) else {
+            // It holds nothing of the entry.
             return Vec::new();
         };
         let mut held: RangeSet<ChunkIndex> = replica.held.clone();
@@ -114,8 +116,11 @@ impl Scheduler {
 
     /// Drops one chunk from the want.
     pub(super) fn let_go(&mut self, owner: Owner, chunk: ChunkIndex, effects: &mut Vec<Effect>) {
-        let Owner::Want(id) = owner else { return };
-        let Some(want) = self.wants.get_mut(&id) else {
+        let Owner::Want(id) = owner else {
+            // Only a want is a hand-over.
+            return;
+        };
+        let Some(want) = self.wants.get_mut(&id).expected() else {
             return;
         };
         want.chunks.remove(chunk..chunk + 1);

@@ -6,6 +6,7 @@
 
 use super::Scheduler;
 use super::api::{EdgeId, Effect, InFlightFetch, Reason};
+use super::invariant::Invariant;
 use super::running::Withdrawal;
 use super::state::RunningFetch;
 
@@ -38,11 +39,12 @@ impl Scheduler {
             return self.local_fetch_started(edge, id, entry, chunks, level, effects);
         }
         let Some(known) = self.entries.get_mut(&kept.entry) else {
+            // It was closed since the edge reported the fetch.
             return;
         };
         let chunks = kept.chunks.start..kept.chunks.end.min(known.geometry.chunk_count());
         let source = known.source;
-        let Some(state) = self.edges.get(&edge) else {
+        let Some(state) = self.edges.get(&edge).expected() else {
             return;
         };
         if chunks.is_empty() || !state.alive || state.flight(kept.id).is_some() {

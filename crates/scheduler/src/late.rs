@@ -7,6 +7,7 @@ use chunkcache_proto::Level;
 
 use super::Scheduler;
 use super::api::{EdgeId, Effect, FetchId, FetchSource, Reason};
+use super::invariant::Invariant;
 use super::route::Route;
 use super::state::{RunningFetch, Timer};
 
@@ -37,6 +38,7 @@ impl Scheduler {
 
     fn check_late(&mut self, edge: EdgeId, id: FetchId, effects: &mut Vec<Effect>) {
         let Some(flight) = self.flight((edge, id)) else {
+            // It has ended.
             return;
         };
         if flight.cancelling || flight.level != Level::Critical || flight.twin.is_some() {
@@ -91,7 +93,7 @@ impl Scheduler {
     /// Whether enough other fetches of the edge come before this one. The edge orders by level and
     /// deadline, so later assignments may overtake it.
     fn is_overtaken(&self, edge: EdgeId, id: FetchId) -> bool {
-        let Some(state) = self.edges.get(&edge) else {
+        let Some(state) = self.edges.get(&edge).expected() else {
             return false;
         };
         let place = |flight: &RunningFetch| (flight.level, flight.deadline, flight.id);
@@ -108,12 +110,12 @@ impl Scheduler {
 
     /// Starts a second fetch of the remaining chunks of a late one.
     fn hedge(&mut self, edge: EdgeId, id: FetchId, effects: &mut Vec<Effect>) {
-        let Some(flight) = self.flight((edge, id)) else {
+        let Some(flight) = self.flight((edge, id)).expected() else {
             return;
         };
         let (entry, source, deadline) = (flight.entry, flight.source, flight.deadline);
         let chunk = flight.current();
-        let Some(state) = self.edges.get(&edge) else {
+        let Some(state) = self.edges.get(&edge).expected() else {
             return;
         };
         if state.critical() > 2 * state.max_downloads || !self.may_fetch(edge) {

@@ -24,7 +24,7 @@
 //! 5. The fetch is recorded and sent to the edge (`running`). Timers find late ones (`late`).
 //!
 //! Around it: [`api`] (input and output), `idle` (entries whose state may be dropped), `edge_set`
-//! (sets of many edges), `explain` (reasons for decisions).
+//! (sets of many edges), `invariant` (lookups that cannot fail), `explain` (reasons for decisions).
 //!
 //! **Deliberately absent**: clocks, randomness, I/O and hash order; partial chunks, which an edge
 //! completes on its own; readers that left but are not yet reported, for which an edge checks
@@ -44,6 +44,7 @@ mod fill;
 mod handover;
 mod idle;
 mod in_flight;
+mod invariant;
 mod late;
 mod membership;
 mod queue;
@@ -70,6 +71,7 @@ use claim::Claims;
 pub use config::Config;
 use edge_set::EdgeSet;
 pub use explain::{Decision, DecisionState};
+pub use invariant::take_broken_invariants;
 pub use quota::LEASE_MS;
 pub use space::Space;
 pub use state::RunningFetch;

@@ -6,6 +6,7 @@ use super::Scheduler;
 use super::api::{EdgeId, Effect, EntryNo, FetchSource, SourceId};
 use super::claim::Owner;
 use super::edge_set::EdgeSet;
+use super::invariant::Invariant;
 use super::running::Withdrawal;
 use super::state::Entry;
 
@@ -57,21 +58,17 @@ impl Scheduler {
 
     /// Ends the edge's session. Its rows are kept for its return; its activity is dropped.
     pub(super) fn edge_lost(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
-        let Some(state) = self.edges.get_mut(&edge) else {
+        let state = self.edges.get_mut(&edge);
+        let Some(state) = state.filter(|state| state.alive) else {
+            // It has no session, or is not known.
             return;
         };
-        if !state.alive {
-            return;
-        }
         state.alive = false;
+        let flights: Vec<_> = state.flights.iter().map(|flight| flight.id).collect();
         self.edges_with_slots.remove(edge);
         self.quota_session_ended(edge, effects);
-        let Some(state) = self.edges.get_mut(&edge) else {
-            return;
-        };
-        let flights: Vec<_> = state.flights.iter().map(|flight| flight.id).collect();
         for id in flights {
-            let Some(flight) = self.end_flight((edge, id)) else {
+            let Some(flight) = self.end_flight((edge, id)).expected() else {
                 continue;
             };
             self.stop_followers(&flight, effects);
@@ -135,6 +132,7 @@ impl Scheduler {
 
     pub(super) fn source_removed(&mut self, source: SourceId, effects: &mut Vec<Effect>) {
         let Some(known) = self.sources.get_mut(&source) else {
+            // The source is not known.
             return;
         };
         known.registered = false;
@@ -180,6 +178,7 @@ impl Scheduler {
     pub(super) fn entry_closed(&mut self, entry: EntryNo, effects: &mut Vec<Effect>) {
         self.entry_changed(entry, effects);
         let Some(known) = self.entries.get(&entry) else {
+            // The entry is not known.
             return;
         };
         let owners: Vec<_> = known
@@ -206,6 +205,7 @@ impl Scheduler {
     /// Stops all fetches of the entry, because its object was replaced.
     pub(super) fn entry_changed(&mut self, entry: EntryNo, effects: &mut Vec<Effect>) {
         let Some(known) = self.entries.get_mut(&entry) else {
+            // It was closed while the fetch was stopping, or is not known.
             return;
         };
         known.changed = true;

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 
 use super::Scheduler;
 use super::api::{EdgeId, Effect, Lease, Millis, QuotaUse, Share, SourceId};
+use super::invariant::Invariant;
 use super::state::{Source, Timer};
 
 /// How long a lease is valid, counted from the report that it answers.
@@ -177,6 +178,7 @@ impl Scheduler {
     ) {
         let now = self.now;
         let Some(state) = self.edges.get_mut(&edge).filter(|edge| edge.alive) else {
+            // Its session has ended.
             return;
         };
         state.quota_reported = number;
@@ -189,9 +191,11 @@ impl Scheduler {
         }
         for said in uses {
             let Some(source) = self.sources.get_mut(&said.source) else {
+                // The source is not known.
                 continue;
             };
             let Some(quota) = source.quotas.get_mut(&edge) else {
+                // Its limits were removed meanwhile.
                 continue;
             };
             quota.wanted = said.wanted.min(MAX_WANTED);
@@ -217,7 +221,7 @@ impl Scheduler {
     /// Grants each edge its present share, or reduces it to that share.
     pub(super) fn grant(&mut self, id: SourceId, effects: &mut Vec<Effect>) {
         let now = self.now;
-        let Some(source) = self.sources.get_mut(&id) else {
+        let Some(source) = self.sources.get_mut(&id).expected() else {
             return;
         };
         source.grant_rates(now);
@@ -236,6 +240,7 @@ impl Scheduler {
     pub(super) fn tell_quotas(&mut self, effects: &mut Vec<Effect>) {
         for edge in std::mem::take(&mut self.quota_news) {
             let Some(state) = self.edges.get(&edge).filter(|edge| edge.alive) else {
+                // Its session has ended.
                 continue;
             };
             let mut leases = Vec::new();
@@ -332,7 +337,7 @@ impl Scheduler {
     /// Counts the edge as absent. Must run while its fetches are still known.
     pub(super) fn quota_session_ended(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
         let now = self.now;
-        let Some(state) = self.edges.get(&edge) else {
+        let Some(state) = self.edges.get(&edge).expected() else {
             return;
         };
         let mut assigned: BTreeMap<SourceId, u32> = BTreeMap::new();
@@ -345,6 +350,7 @@ impl Scheduler {
         let expires = now.saturating_add(LEASE_MS);
         for (&id, source) in &mut self.sources {
             let Some(quota) = source.quotas.remove(&edge) else {
+                // The source has no limits.
                 continue;
             };
             let granted_connections = quota.due.max(quota.outstanding.connections);
@@ -391,7 +397,7 @@ impl Scheduler {
     /// before until it reports.
     pub(super) fn quota_session_began(&mut self, edge: EdgeId) {
         let now = self.now;
-        let Some(state) = self.edges.get_mut(&edge) else {
+        let Some(state) = self.edges.get_mut(&edge).expected() else {
             return;
         };
         state.quota_reported = 0;
@@ -411,7 +417,7 @@ impl Scheduler {
     /// long.
     pub(super) fn quotas_expired(&mut self, id: SourceId, effects: &mut Vec<Effect>) {
         let now = self.now;
-        let Some(source) = self.sources.get_mut(&id) else {
+        let Some(source) = self.sources.get_mut(&id).expected() else {
             return;
         };
         let was = source.absent.len();

@@ -7,23 +7,23 @@ use chunkcache_proto::{ChunkIndex, Level};
 use super::Scheduler;
 use super::api::{EdgeId, Effect, EntryNo, Fault, FetchId, FetchSource, Millis, Reason};
 use super::budget::back_off;
+use super::invariant::Invariant;
 use super::running::Withdrawal;
 use super::state::{RunningFetch, Timer};
 use crate::edge_choice::mix;
 
 impl Scheduler {
     pub(super) fn fetch_progressed(&mut self, edge: EdgeId, id: FetchId, bytes_done: u64) {
-        let now = self.now;
-        let Some(flight) = self.flight((edge, id)) else {
-            return;
-        };
-        let geometry = self.entries.get(&flight.entry).map(|entry| entry.geometry);
-        let Some(flight) = self.flight_mut((edge, id)) else {
+        let state = self.edges.get_mut(&edge);
+        let Some(flight) = state.and_then(|state| state.flight_mut(id)) else {
+            // It ended with its session, or was never recorded.
             return;
         };
         if bytes_done > flight.bytes_done || flight.bytes_done == 0 {
-            flight.progress_at = now;
+            flight.progress_at = self.now;
         }
+        // None: its entry was closed, and it is stopping.
+        let geometry = self.entries.get(&flight.entry).map(|entry| entry.geometry);
         flight.bytes_done = flight.bytes_done.max(bytes_done);
         let chunk_size = geometry.map_or(1, |geometry| u64::from(geometry.chunk_size()));
         flight.chunks_done = u32::try_from(flight.bytes_done / chunk_size).unwrap_or(u32::MAX);
@@ -31,6 +31,7 @@ impl Scheduler {
 
     pub(super) fn fetch_finished(&mut self, edge: EdgeId, id: FetchId, effects: &mut Vec<Effect>) {
         let Some(flight) = self.flight((edge, id)) else {
+            // It ended with its session, or was never recorded.
             return;
         };
         let (entry, chunks, followers) = (
@@ -86,6 +87,7 @@ impl Scheduler {
 
     pub(super) fn fetch_cancelled(&mut self, edge: EdgeId, id: FetchId, effects: &mut Vec<Effect>) {
         let Some(flight) = self.end_flight((edge, id)) else {
+            // It ended with its session, or was never recorded.
             return;
         };
         self.stop_followers(&flight, effects);
@@ -103,6 +105,7 @@ impl Scheduler {
         effects: &mut Vec<Effect>,
     ) {
         let Some(flight) = self.end_flight((edge, id)) else {
+            // It ended with its session, or was never recorded.
             return;
         };
         self.stop_followers(&flight, effects);
@@ -117,7 +120,7 @@ impl Scheduler {
                 }
             }
             Fault::Edge => {
-                let Some(state) = self.edges.get_mut(&edge) else {
+                let Some(state) = self.edges.get_mut(&edge).expected() else {
                     return;
                 };
                 state.faults = state.faults.saturating_add(1);
@@ -138,7 +141,7 @@ impl Scheduler {
 
     /// Keeps this edge from asking the peer for a while.
     pub(super) fn peer_failed(&mut self, edge: EdgeId, peer: EdgeId) {
-        let Some(state) = self.edges.get_mut(&edge) else {
+        let Some(state) = self.edges.get_mut(&edge).expected() else {
             return;
         };
         let view = state.peers.entry(peer).or_default();
@@ -170,11 +173,13 @@ impl Scheduler {
         effects: &mut Vec<Effect>,
     ) {
         let Some(known) = self.entries.get_mut(&entry) else {
+            // The entry was closed meanwhile.
             return;
         };
         let chunks = chunks.start..chunks.end.min(known.geometry.chunk_count());
         let source = known.source;
         let Some(state) = self.edges.get(&edge) else {
+            // The edge is not known.
             return;
         };
         if chunks.is_empty() || !state.alive || state.flight(id).is_some() {

@@ -7,7 +7,8 @@ use chunkcache_proto::{ChunkIndex, Level};
 use super::Scheduler;
 use super::api::{EdgeId, EntryNo, FetchSource, Millis};
 use super::budget::Refusal;
-use super::state::{Edge, FetchKey, Timer};
+use super::invariant::Invariant;
+use super::state::{FetchKey, Timer};
 
 /// How many other edges to look at for one chunk.
 const MAX_PEERS_LOOKED_AT: usize = 64;
@@ -50,13 +51,13 @@ impl Scheduler {
         level: Level,
         ahead: bool,
     ) -> RouteOutcome {
-        let Some(known) = self.entries.get(&entry) else {
+        let Some(known) = self.entries.get(&entry).expected() else {
             return RouteOutcome::Wait(Millis::MAX);
         };
-        let Some(me) = self.edges.get(&edge) else {
+        let Some(me) = self.edges.get(&edge).expected() else {
             return RouteOutcome::Wait(Millis::MAX);
         };
-        let Some(replica) = known.replicas.get(&edge) else {
+        let Some(replica) = known.replicas.get(&edge).expected() else {
             return RouteOutcome::Wait(Millis::MAX);
         };
         let registered = self
@@ -73,12 +74,9 @@ impl Scheduler {
 
         let uploads_allowed =
             self.config.max_uploads_per_edge * if level == Level::Critical { 2 } else { 1 };
-        let usable = |peer: EdgeId, other: &Edge| {
-            other.alive
-                && me
-                    .peers
-                    .get(&peer)
-                    .is_none_or(|view| view.bad_until <= self.now)
+        let usable = |peer: EdgeId| {
+            let view = me.peers.get(&peer);
+            view.is_none_or(|view| view.bad_until <= self.now)
         };
         let worth_waiting = |peer: EdgeId| {
             let failures = me.peers.get(&peer).map_or(0, |view| view.failures);
@@ -96,13 +94,13 @@ impl Scheduler {
             .filter(|&(&peer, _)| peer != edge)
             .take(MAX_PEERS_LOOKED_AT)
         {
-            let Some(other) = self.edges.get(&peer) else {
+            let Some(other) = self.edges.get(&peer).expected() else {
                 continue;
             };
             if !other.alive {
                 continue;
             }
-            let usable = usable(peer, other);
+            let usable = usable(peer);
             if let Some(held_to) = other_replica.held.run_end(gap) {
                 let cost = me
                     .peers
@@ -181,10 +179,10 @@ impl Scheduler {
         level: Level,
         ahead: bool,
     ) -> RouteOutcome {
-        let Some(known) = self.entries.get(&entry) else {
+        let Some(known) = self.entries.get(&entry).expected() else {
             return RouteOutcome::Wait(Millis::MAX);
         };
-        let Some(source) = self.sources.get(&known.source) else {
+        let Some(source) = self.sources.get(&known.source).expected() else {
             return RouteOutcome::Refused(Refusal::Unregistered);
         };
         match source.offer(level, ahead, self.now) {
@@ -236,7 +234,7 @@ impl Scheduler {
         let Refusal::BackOff(at) = refusal else {
             return;
         };
-        let Some(source) = self.sources.get_mut(&source_id) else {
+        let Some(source) = self.sources.get_mut(&source_id).expected() else {
             return;
         };
         if source.timer_at <= self.now || at < source.timer_at {

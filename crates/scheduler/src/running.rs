@@ -8,6 +8,7 @@ use super::Scheduler;
 use super::api::{EdgeId, Effect, EntryNo, FetchSource, Millis, Reason};
 use super::claim::Owner;
 use super::dispatch::relative;
+use super::invariant::Invariant;
 use super::state::{FetchKey, RunningFetch, Source};
 
 /// Why claims were withdrawn.
@@ -108,7 +109,7 @@ impl Scheduler {
                 .map(|flight| (flight.level, flight.deadline))
         };
         let mut best = flight.followers.iter().filter_map(follower).min();
-        let Some(replica) = entry.replicas.get(&edge) else {
+        let Some(replica) = entry.replicas.get(&edge).expected() else {
             return best;
         };
         let chunks = flight.chunks.clone();
@@ -164,7 +165,7 @@ impl Scheduler {
         chunk: ChunkIndex,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(state) = self.edges.get(&edge) else {
+        let Some(state) = self.edges.get(&edge).expected() else {
             return;
         };
         let brings = |flight: &&RunningFetch| {
@@ -193,7 +194,7 @@ impl Scheduler {
         how: Withdrawal,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(state) = self.edges.get(&edge) else {
+        let Some(state) = self.edges.get(&edge).expected() else {
             return;
         };
         let touched = |flight: &&RunningFetch| {
@@ -213,6 +214,7 @@ impl Scheduler {
     /// Sets a fetch to the level at which it is wanted now.
     pub(super) fn reassess(&mut self, key: FetchKey, how: Withdrawal, effects: &mut Vec<Effect>) {
         let Some(flight) = self.flight(key) else {
+            // A fetch that this one followed has ended.
             return;
         };
         if flight.cancelling || flight.is_local() {
@@ -250,7 +252,7 @@ impl Scheduler {
         effects: &mut Vec<Effect>,
     ) {
         let now = self.now;
-        let Some(flight) = self.flight_mut(key) else {
+        let Some(flight) = self.flight_mut(key).expected() else {
             return;
         };
         let was = flight.level;
@@ -259,19 +261,15 @@ impl Scheduler {
         }
         flight.level = level;
         flight.deadline = deadline;
-        self.dirty.insert(key.0);
-        let Some(flight) = self.flight(key) else {
-            return;
-        };
         let (source, origin, upstream, had_slot) = (
             flight.source,
             flight.is_from_origin(),
             flight.upstream,
             flight.slot,
         );
-        let estimate = self
-            .flight(key)
-            .map_or(0, |flight| self.estimate(key.0, flight));
+        self.dirty.insert(key.0);
+        let flight = self.flight(key);
+        let estimate = flight.map_or(0, |flight| self.estimate(key.0, flight));
         effects.push(Effect::Reprioritise {
             edge: key.0,
             assignment: key.1,
@@ -305,7 +303,7 @@ impl Scheduler {
     /// Tells the edge to stop. It finishes its current chunk. The others may be assigned again at
     /// once, because the edge receives a later assignment after the cancellation.
     pub(super) fn cancel_flight(&mut self, key: FetchKey, effects: &mut Vec<Effect>) {
-        let Some(flight) = self.flight_mut(key) else {
+        let Some(flight) = self.flight_mut(key).expected() else {
             return;
         };
         if flight.cancelling {

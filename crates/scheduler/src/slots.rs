@@ -9,6 +9,7 @@ use chunkcache_proto::Level;
 use super::Scheduler;
 use super::api::{EdgeId, Effect, FetchId, Millis, SourceId};
 use super::claim::Owner;
+use super::invariant::Invariant;
 use super::state::{Edge, FetchKey, RunningFetch};
 
 impl Scheduler {
@@ -48,7 +49,7 @@ impl Scheduler {
 
     /// Gives queued CRITICAL fetches the slots that are free or that lower levels have.
     pub(super) fn give_slots_to_critical(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
-        let Some(state) = self.edges.get(&edge) else {
+        let Some(state) = self.edges.get(&edge).expected() else {
             return;
         };
         let without = |flight: &&RunningFetch| {
@@ -69,7 +70,7 @@ impl Scheduler {
     /// Cancels the lowest queued fetches: lowered ones may exceed the number that an edge should
     /// have queued. A paused one goes last, because its origin was already asked.
     pub(super) fn revoke_queued(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
-        let Some(state) = self.edges.get(&edge) else {
+        let Some(state) = self.edges.get(&edge).expected() else {
             return;
         };
         let ahead = |flight: &&RunningFetch| {
@@ -92,7 +93,7 @@ impl Scheduler {
 
     /// Gives a slot to a queued fetch that became CRITICAL, if a lower level has one.
     pub(super) fn claim_slot(&mut self, key: FetchKey, effects: &mut Vec<Effect>) {
-        let Some(state) = self.edges.get(&key.0) else {
+        let Some(state) = self.edges.get(&key.0).expected() else {
             return;
         };
         let free = state.slots_used() <= state.max_downloads;
@@ -144,9 +145,12 @@ impl Scheduler {
         let mut able = Vec::new();
         let fetches = self.sources.get(&source).map(|known| &known.fetches);
         for &(level, edge, id) in fetches.into_iter().flatten() {
-            let Some(flight) = self.flight((edge, id)).filter(|flight| !flight.is_local()) else {
+            let Some(flight) = self.flight((edge, id)).expected() else {
                 continue;
             };
+            if flight.is_local() {
+                continue;
+            }
             if flight.cancelling {
                 leaving += 1;
             } else if level > Level::Critical {
@@ -166,7 +170,7 @@ impl Scheduler {
         source: super::api::SourceId,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(known) = self.sources.get(&source) else {
+        let Some(known) = self.sources.get(&source).expected() else {
             return;
         };
         let yields = |flight: &RunningFetch| {

@@ -15,6 +15,7 @@ use chunkcache_proto::{
 use super::Scheduler;
 use super::api::{EdgeId, Effect, EntryNo, Millis, SourceId, SourceSpace};
 use super::claim::Owner;
+use super::invariant::Invariant;
 use super::state::Timer;
 
 /// When to retry after a quota was used up: an eviction takes less time.
@@ -106,7 +107,7 @@ impl Scheduler {
         state.source_spaces = spaces.collect();
         let now: Vec<SourceId> = state.source_spaces.keys().copied().collect();
         for source in now {
-            let Some((left, quota)) = self.quota_room(edge, source) else {
+            let Some((left, quota)) = self.quota_room(edge, source).expected() else {
                 continue;
             };
             let headroom = quota_headroom(quota);
@@ -240,7 +241,7 @@ impl Scheduler {
     }
 
     pub(super) fn set_full(&mut self, edge: EdgeId, is_full: bool) {
-        let Some(state) = self.edges.get_mut(&edge) else {
+        let Some(state) = self.edges.get_mut(&edge).expected() else {
             return;
         };
         if state.space.is_full != is_full {
@@ -252,7 +253,7 @@ impl Scheduler {
     /// Stops fetches that only the fill wants, of one source or of all, because something else
     /// takes the space.
     fn stop_fills(&mut self, edge: EdgeId, source: Option<SourceId>, effects: &mut Vec<Effect>) {
-        let Some(state) = self.edges.get(&edge) else {
+        let Some(state) = self.edges.get(&edge).expected() else {
             return;
         };
         let fills: Vec<_> = state

@@ -7,6 +7,7 @@ use chunkcache_proto::{ChunkIndex, Level};
 use super::Scheduler;
 use super::api::{EdgeId, Effect, EntryNo, WantId};
 use super::claim::{Claim, Owner};
+use super::invariant::Invariant;
 use super::running::Withdrawal;
 use super::state::Want;
 use chunkcache_proto::RangeSet;
@@ -26,6 +27,7 @@ impl Scheduler {
     ) {
         self.want_closed(want, effects);
         let Some(known) = self.entries.get_mut(&entry) else {
+            // The entry was closed meanwhile.
             return;
         };
         let count = known.geometry.chunk_count();
@@ -78,6 +80,7 @@ impl Scheduler {
     pub(super) fn want_closed(&mut self, want: WantId, effects: &mut Vec<Effect>) {
         self.wants.remove(&want);
         let Some(claim) = self.remove_claim(Owner::Want(want)) else {
+            // It is done, or is not known.
             return;
         };
         self.reassess_overlapping(
@@ -99,6 +102,7 @@ impl Scheduler {
         effects: &mut Vec<Effect>,
     ) {
         let Some(known) = self.entries.get_mut(&entry) else {
+            // The entry was closed meanwhile.
             return;
         };
         let chunks = chunks.start..chunks.end.min(known.geometry.chunk_count());
@@ -114,8 +118,11 @@ impl Scheduler {
             return;
         }
         for owner in self.owners_of(edge, entry, &chunks) {
-            let Owner::Want(id) = owner else { continue };
-            let Some(want) = self.wants.get_mut(&id) else {
+            let Owner::Want(id) = owner else {
+                // Readers and fills wait for coverage only.
+                continue;
+            };
+            let Some(want) = self.wants.get_mut(&id).expected() else {
                 continue;
             };
             let now_held: u64 = fresh
@@ -137,6 +144,7 @@ impl Scheduler {
     /// Records that the edge no longer holds these.
     pub(super) fn drop_held(&mut self, edge: EdgeId, entry: EntryNo, chunks: Range<ChunkIndex>) {
         let Some(replica) = self.replica_mut(edge, entry) else {
+            // The edge holds nothing of it.
             return;
         };
         let gone: Vec<_> = replica.held.present_in(chunks.clone()).collect();
@@ -167,6 +175,7 @@ impl Scheduler {
             .get_mut(&entry)
             .and_then(|entry| entry.replicas.get_mut(&edge))
         else {
+            // The entry was closed while the fetch was stopping.
             return;
         };
         replica.covered.remove(chunks.clone());
@@ -186,6 +195,7 @@ impl Scheduler {
     /// way, so the others need no origin for them.
     pub(super) fn mark_followers_dirty(&mut self, edge: EdgeId, entry: EntryNo) {
         let Some(known) = self.entries.get(&entry) else {
+            // The entry was closed while the fetch was stopping.
             return;
         };
         // Many edges may wait for it, so none is examined here.
