@@ -6,13 +6,12 @@ use chunkcache_proto::{ByteRange, EntryId};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::{Database, DatabaseError, chunks::signed, statements, to_ms};
+use super::{Database, DatabaseError, chunks::signed, statements};
 
 /// One row of `cache_changes`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     pub revision: u64,
-    pub changed_at_ms: i64,
     pub kind: ChangeKind,
 }
 
@@ -262,7 +261,6 @@ fn from_row(row: &Row) -> Result<Change, DatabaseError> {
     };
     Ok(Change {
         revision: row.get::<_, i64>("revision").unsigned_abs(),
-        changed_at_ms: to_ms(row.get("changed_at")),
         kind,
     })
 }

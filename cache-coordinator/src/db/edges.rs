@@ -23,7 +23,6 @@ pub struct EdgeRecord {
     pub draining: bool,
     pub bytes_used: u64,
     pub bytes_allowed: u64,
-    pub first_seen_ms: i64,
     pub last_seen_ms: i64,
 }
 
@@ -94,7 +93,6 @@ pub(super) fn from_row(row: &Row) -> EdgeRecord {
         draining: row.get("draining"),
         bytes_used: row.get::<_, i64>("bytes_used").unsigned_abs(),
         bytes_allowed: row.get::<_, i64>("bytes_allowed").unsigned_abs(),
-        first_seen_ms: to_ms(row.get("first_seen")),
         last_seen_ms: to_ms(row.get("last_seen")),
     }
 }

@@ -60,7 +60,6 @@ pub struct JobRecord {
     pub status: JobStatus,
     pub error: String,
     pub created_at_ms: i64,
-    pub ended_at_ms: Option<i64>,
 }
 
 impl JobRecord {
@@ -173,9 +172,6 @@ pub(super) fn from_row(row: &Row) -> Result<JobRecord, DatabaseError> {
         status,
         error: row.get("error"),
         created_at_ms: to_ms(row.get("created_at")),
-        ended_at_ms: row
-            .get::<_, Option<std::time::SystemTime>>("ended_at")
-            .map(to_ms),
     })
 }
 

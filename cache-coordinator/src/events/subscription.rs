@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 
-use futures_util::Stream;
 use tokio::sync::{broadcast, watch};
 
 use super::{Event, Filter};
@@ -11,8 +10,7 @@ use crate::db::{Change, Database, DatabaseError, Leadership, LogPage, writer::Co
 /// Changes read from the table at a time; limits a subscriber's memory.
 const PAGE: u32 = 500;
 
-/// A position in the log. Used through [`Subscription::next`], or as a stream through
-/// [`Subscription::into_stream`].
+/// A position in the log.
 pub struct Subscription {
     database: Database,
     live: broadcast::Receiver<CommittedBatch>,
@@ -61,13 +59,6 @@ impl Subscription {
                 return Some(end);
             }
         }
-    }
-
-    /// Converts to a stream.
-    pub fn into_stream(self) -> impl Stream<Item = Result<Event, DatabaseError>> + Send {
-        futures_util::stream::unfold(self, |mut subscription| async move {
-            subscription.next().await.map(|event| (event, subscription))
-        })
     }
 
     /// The last revision that was examined: a subscriber without matching changes can resume from

@@ -25,21 +25,6 @@ pub const INTERNAL_SECONDS: [f64; 10] = [
     2.621_44,
 ];
 
-/// Bytes: 4 KiB to 4 GiB, each four times the previous one.
-pub const SIZE_BYTES: [f64; 11] = [
-    4096.0,
-    16_384.0,
-    65_536.0,
-    262_144.0,
-    1_048_576.0,
-    4_194_304.0,
-    16_777_216.0,
-    67_108_864.0,
-    268_435_456.0,
-    1_073_741_824.0,
-    4_294_967_296.0,
-];
-
 /// An answer to a scrape.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exposition {
@@ -175,8 +160,6 @@ mod tests {
 
     #[test]
     fn buckets_rise() {
-        assert!(
-            LATENCY_SECONDS.is_sorted() && INTERNAL_SECONDS.is_sorted() && SIZE_BYTES.is_sorted()
-        );
+        assert!(LATENCY_SECONDS.is_sorted() && INTERNAL_SECONDS.is_sorted());
     }
 }

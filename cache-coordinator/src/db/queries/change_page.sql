@@ -1,4 +1,4 @@
-SELECT revision, entry_id, edge, kind, starts, ends, subject, changed_at
+SELECT revision, entry_id, edge, kind, starts, ends, subject
 FROM cache_changes
 WHERE revision > $1 AND revision <= $2
 ORDER BY revision

@@ -6,5 +6,4 @@ SET draining = $2,
         ELSE 'active'
     END
 WHERE name = $1
-RETURNING id, name, state, url, store_id, epoch, draining, bytes_used, bytes_allowed, first_seen,
-    last_seen
+RETURNING id, name, state, url, store_id, epoch, draining, bytes_used, bytes_allowed, last_seen

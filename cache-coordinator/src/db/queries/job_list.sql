@@ -1,4 +1,4 @@
-SELECT id, entry_id, starts, ends, edges, priority, state, error, created_at, ended_at,
+SELECT id, entry_id, starts, ends, edges, priority, state, error, created_at,
     window_start, window_end, time_zone, max_rate
 FROM precache_jobs
 WHERE $1 OR state = 'running'

@@ -15,7 +15,7 @@ use super::super::{
     database::jittered,
     executor::{Executor, timed},
     lease::StepDown,
-    statements, to_ms,
+    statements,
 };
 use super::{
     Command, Committed, Operation, QUEUE, Writer,
@@ -386,14 +386,9 @@ fn rows(operation: &Operation) -> usize {
 }
 
 fn numbered(before: u64, changes: Vec<ChangeKind>) -> Vec<Change> {
-    let changed_at_ms = to_ms(std::time::SystemTime::now());
     (before + 1..)
         .zip(changes)
-        .map(|(revision, kind)| Change {
-            revision,
-            changed_at_ms,
-            kind,
-        })
+        .map(|(revision, kind)| Change { revision, kind })
         .collect()
 }
 

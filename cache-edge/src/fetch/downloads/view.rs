@@ -31,15 +31,6 @@ impl Downloads {
         source.is_some_and(|source| source.is_limited())
     }
 
-    /// Number of local fetches, running or waiting.
-    #[must_use]
-    pub fn local_count(&self) -> usize {
-        let state = self.0.state.lock();
-        let ids = state.fetches.iter();
-        ids.filter(|(id, fetch)| id.is_local() && !fetch.finished)
-            .count()
-    }
-
     /// Wakes when a fetch is submitted. Subscribe before checking.
     pub fn ordered(&self) -> tokio::sync::futures::Notified<'_> {
         self.0.ordered.notified()
