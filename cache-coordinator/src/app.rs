@@ -33,12 +33,8 @@ use crate::{
     listen::{self, AcceptedConnection},
     metrics::{DatabaseTimes, Metrics},
     service::{
-        Cluster, forget, jobs, membership,
-        probe::Probes,
-        resolve_key::{self, Resolver},
-        source_check::SourceChecks,
-        term,
-        title::Titles,
+        Cluster, forget, jobs, membership, probe::Probes, resolve_key::Resolver,
+        source_check::SourceChecks, term, title::Titles,
     },
     sessions::{
         actor::Actor,
@@ -140,7 +136,7 @@ impl App {
             WriterConfig::default(),
             Arc::new(DatabaseTimes(Arc::clone(&metrics))),
         );
-        let registry = Arc::new(Registry::starting_at(resolve_key::now_ms()));
+        let registry = Arc::new(Registry::starting_at(service_kit::clock::now_ms()));
         let (actor, plan, done_wants) = Actor::new(
             Arc::new(database.clone()),
             Arc::clone(&registry),

@@ -7,13 +7,8 @@ use std::sync::LazyLock;
 pub fn now_ms() -> i64 {
     /// The wall clock is read only once, so that setting it later makes neither fresh objects stale
     /// nor stale ones fresh.
-    static STARTED: LazyLock<(std::time::Instant, i64)> = LazyLock::new(|| {
-        let since = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap_or_default();
-        let at = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
-        (std::time::Instant::now(), at)
-    });
+    static STARTED: LazyLock<(std::time::Instant, i64)> =
+        LazyLock::new(|| (std::time::Instant::now(), service_kit::clock::now_ms()));
     let (begun, at) = *STARTED;
     at.saturating_add(i64::try_from(begun.elapsed().as_millis()).unwrap_or(i64::MAX))
 }

@@ -10,7 +10,7 @@ use deadpool_postgres::{
     Hook, HookError, Manager, ManagerConfig, Pool, QueueMode, RecyclingMethod, Runtime, Timeouts,
 };
 use parking_lot::RwLock;
-use rand::RngExt as _;
+use service_kit::backoff::Backoff;
 use tokio_postgres::{Row, types::ToSql};
 use tokio_util::sync::CancellationToken;
 
@@ -183,7 +183,7 @@ impl Database {
         mode: MigrateMode,
         cancel: &CancellationToken,
     ) -> Result<Option<()>, SchemaError> {
-        let mut back_off = BACK_OFF.0;
+        let mut backoff = Backoff::new(BACK_OFF.0, BACK_OFF.1);
         loop {
             let attempt = tokio::select! {
                 () = cancel.cancelled() => return Ok(None),
@@ -203,7 +203,7 @@ impl Database {
                     return Err(error);
                 }
             };
-            let wait = jittered(back_off);
+            let wait = backoff.wait(rand::random());
             tracing::warn!(
                 retry_in_ms = wait.as_millis() as u64,
                 "database is not ready: {reason}"
@@ -213,7 +213,6 @@ impl Database {
                 () = cancel.cancelled() => return Ok(None),
                 () = tokio::time::sleep(wait) => {}
             }
-            back_off = (back_off * 2).min(BACK_OFF.1);
         }
     }
 
@@ -345,9 +344,4 @@ impl Database {
     pub(super) fn give_up_after(&self) -> Duration {
         self.shared.give_up_after
     }
-}
-
-/// Half to all of a wait, so that many coordinators do not retry in step.
-pub(super) fn jittered(wait: Duration) -> Duration {
-    wait.mul_f64(rand::rng().random_range(0.5..1.0))
 }

@@ -4,7 +4,9 @@ use chunkcache_proto::v1;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::{Database, DatabaseError, statements, to_ms};
+use service_kit::clock::unix_ms;
+
+use super::{Database, DatabaseError, statements};
 
 /// `edges.id`.
 pub type EdgeId = i32;
@@ -93,7 +95,7 @@ pub(super) fn from_row(row: &Row) -> EdgeRecord {
         draining: row.get("draining"),
         bytes_used: row.get::<_, i64>("bytes_used").unsigned_abs(),
         bytes_allowed: row.get::<_, i64>("bytes_allowed").unsigned_abs(),
-        last_seen_ms: to_ms(row.get("last_seen")),
+        last_seen_ms: unix_ms(row.get("last_seen")),
     }
 }
 

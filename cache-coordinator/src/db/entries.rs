@@ -7,7 +7,9 @@ use sha2::{Digest as _, Sha256};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::{Database, DatabaseError, edges::EdgeId, from_ms, statements, to_ms};
+use service_kit::clock::unix_ms;
+
+use super::{Database, DatabaseError, edges::EdgeId, from_ms, statements};
 
 /// A row of `cache_entries`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -322,15 +324,15 @@ pub(super) fn from_row(row: &Row) -> Result<EntryRecord, DatabaseError> {
         content_type: row.get("content_type"),
         geometry,
         pinned: row.get("pinned"),
-        created_at_ms: to_ms(row.get("created_at")),
+        created_at_ms: unix_ms(row.get("created_at")),
     })
 }
 
 pub(super) fn binding_from_row(row: &Row) -> Result<Binding, DatabaseError> {
     let validated_at: Option<std::time::SystemTime> = row.get("validated_at");
     let freshness = validated_at.map(|validated_at| v1::Freshness {
-        validated_at_ms: to_ms(validated_at),
-        fresh_until_ms: to_ms(row.get("fresh_until")),
+        validated_at_ms: unix_ms(validated_at),
+        fresh_until_ms: unix_ms(row.get("fresh_until")),
         initial_age_seconds: row.get::<_, i32>("initial_age").unsigned_abs(),
         cache_control: row.get("cache_control"),
         vary: row.get("vary"),

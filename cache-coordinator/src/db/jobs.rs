@@ -5,7 +5,9 @@ use chunkcache_proto::{ByteRange, EntryId, Geometry, Level};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::{Database, DatabaseError, chunks::signed, statements, to_ms};
+use service_kit::clock::unix_ms;
+
+use super::{Database, DatabaseError, chunks::signed, statements};
 
 /// The state of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,7 +173,7 @@ pub(super) fn from_row(row: &Row) -> Result<JobRecord, DatabaseError> {
         },
         status,
         error: row.get("error"),
-        created_at_ms: to_ms(row.get("created_at")),
+        created_at_ms: unix_ms(row.get("created_at")),
     })
 }
 

@@ -7,11 +7,12 @@
 
 use std::time::Duration;
 
+use rand::RngExt as _;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Database, DatabaseError, database::jittered, executor::Executor, statements};
+use super::{Database, DatabaseError, executor::Executor, statements};
 
 /// Times of the lease.
 #[derive(Clone, Copy, Debug)]
@@ -337,4 +338,9 @@ impl LeaseKeeper {
 
 fn milliseconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Half to all of a wait, so that many coordinators do not retry in step.
+fn jittered(wait: Duration) -> Duration {
+    wait.mul_f64(rand::rng().random_range(0.5..1.0))
 }

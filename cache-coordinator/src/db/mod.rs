@@ -40,14 +40,6 @@ pub use purges::{MAX_PURGES, PendingPurge, PurgeRecord};
 pub use status::{ClusterSnapshot, EntrySnapshot, Totals};
 pub use writer::{Committed, Pending, Writer};
 
-/// Milliseconds since the Unix epoch of a timestamp; before it, 0.
-fn to_ms(time: std::time::SystemTime) -> i64 {
-    time.duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| {
-            i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-        })
-}
-
 /// A timestamp from milliseconds since the Unix epoch, limited to what PostgreSQL can store (the
 /// year 9999).
 fn from_ms(ms: i64) -> std::time::SystemTime {

@@ -13,12 +13,13 @@ use std::{
 use chunkcache_proto::v1;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use service_kit::clock::now_ms;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::source_history::{Amounts, SourceHistory};
 use super::{entry_view, source_view};
-use crate::service::{Cluster, edges, jobs, resolve_key::now_ms, status};
+use crate::service::{Cluster, edges, jobs, status};
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 /// One in this many samples is kept, and queries the database.

@@ -12,12 +12,13 @@ use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
     sync::{Arc, atomic::Ordering},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use chunkcache_proto::{source_name, v1};
 use http_rules::freshness;
 use parking_lot::Mutex;
+use service_kit::clock::now_ms;
 use tokio::{sync::watch, time::Instant};
 use v1::resolve_key_response::Outcome;
 
@@ -477,16 +478,6 @@ pub fn stamped(binding: v1::KeyBinding) -> v1::KeyBinding {
             .map(|freshness| freshness::stamp(freshness, now_ms())),
         ..binding
     }
-}
-
-/// Milliseconds since the Unix epoch.
-#[must_use]
-pub fn now_ms() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| {
-            i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-        })
 }
 
 #[cfg(test)]

@@ -6,10 +6,11 @@
 use std::{
     future::Future,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use chunkcache_proto::{EntryId, FetchId};
+use service_kit::clock::now_ms;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
     task::JoinSet,
@@ -233,10 +234,7 @@ impl<S: EntrySource> Actor<S> {
 /// Milliseconds since 1970 times a million, so that no number of an earlier plan, in whatever
 /// process, is used again.
 fn first_assignment() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(0) << 20 & FetchId::MAX_NUMBER
+    now_ms().unsigned_abs() << 20 & FetchId::MAX_NUMBER
 }
 
 fn new_plan() -> Plan {

@@ -16,6 +16,7 @@ use chunkcache_proto::{EntryId, v1};
 use futures_util::{Stream, StreamExt};
 use http_rules::freshness;
 use parking_lot::Mutex;
+use service_kit::clock::now_ms;
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -42,7 +43,7 @@ use crate::{
         Cluster,
         error::ServiceError,
         loader::{edge_id, row_id},
-        resolve_key::{self, now_ms},
+        resolve_key,
     },
 };
 

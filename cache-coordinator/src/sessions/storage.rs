@@ -9,6 +9,7 @@
 use std::{sync::Arc, time::Duration};
 
 use chunkcache_proto::{ChunkIndex, EntryId, identity, v1};
+use service_kit::clock::now_ms;
 use tokio::sync::{mpsc, oneshot};
 use v1::{session_request::Message as Request, session_response::Message as Response};
 
@@ -30,7 +31,6 @@ use crate::{
         loader::row_id,
         observe::{self, Observing},
         purge,
-        resolve_key::now_ms,
     },
 };
 

@@ -28,12 +28,12 @@ use crate::by_source::SentToViewers;
 use crate::clock::now_ms;
 use crate::fetch::{Assignment, Downloads};
 use crate::{
-    core::backoff::Backoff,
     readers::DemandRegistry,
     resolve::{Bindings, EdgeObjects},
     upstream::{Catalogue, peer::PeerKeys},
 };
 use chunk_store::{EntryFile, Store};
+use service_kit::backoff::Backoff;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(3);

@@ -4,7 +4,6 @@
 //! runtime, no socket, no file, no clock.
 
 pub mod access_token;
-pub mod backoff;
 pub mod block_aligner;
 pub mod byte_rate;
 pub mod cat;

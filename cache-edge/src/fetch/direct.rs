@@ -9,10 +9,9 @@ use tokio::{sync::mpsc, time::Instant};
 
 use crate::fetch::run::{Fetcher, OpenAnswer};
 use crate::upstream::{OriginError, RequestClass, answer::Part};
-use crate::{
-    core::backoff::Backoff, readers::DirectBytes, resolve::ports::ReadError, worker_pool::Workers,
-};
+use crate::{readers::DirectBytes, resolve::ports::ReadError, worker_pool::Workers};
 use chunk_store::EntryFile;
+use service_kit::backoff::Backoff;
 
 /// Frames between the origin's connection and the player's: enough that neither side waits for the
 /// other's wake-up.

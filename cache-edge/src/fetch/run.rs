@@ -18,6 +18,7 @@ use super::{
     stream::LINGER,
 };
 use crate::clock::now_ms;
+use crate::readers::{EntryIncoming, IncomingChunks, IncomingError};
 use crate::upstream::{
     Catalogue, Client, OriginError, RequestClass, Response, Source,
     answer::{self, Part},
@@ -29,11 +30,8 @@ use crate::upstream::{
     reloading::PeerClient,
     source::OriginSet,
 };
-use crate::{
-    core::backoff::Backoff,
-    readers::{EntryIncoming, IncomingChunks, IncomingError},
-};
 use chunk_store::EntryFile;
+use service_kit::backoff::Backoff;
 
 const FIRST_RETRY: Duration = Duration::from_millis(150);
 const LONGEST_RETRY: Duration = Duration::from_secs(4);

@@ -5,13 +5,15 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 use clap::{ValueEnum, value_parser};
 use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
-use service_kit::config::{Problems, parse_bytes, parse_duration};
+use service_kit::{
+    config::{Problems, parse_bytes, parse_duration},
+    token_bucket::Rate,
+};
 
 use crate::{
     core::trusted_proxies::TrustedProxies,
     server::{
-        AccessLogOptions, AllowedOrigins, Cors, Destination, KeyFiles, Limits, Proxies,
-        RequestRate, Timeouts,
+        AccessLogOptions, AllowedOrigins, Cors, Destination, KeyFiles, Limits, Proxies, Timeouts,
     },
 };
 
@@ -158,7 +160,7 @@ impl PlayerOptions {
         Limits {
             connections: usize::try_from(self.max_connections).unwrap_or(usize::MAX),
             connections_per_client: self.max_connections_per_client,
-            request_rate: (rate > 0.0).then_some(RequestRate {
+            request_rate: (rate > 0.0).then_some(Rate {
                 per_second: rate,
                 burst: rate * 2.0,
             }),

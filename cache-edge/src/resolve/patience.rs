@@ -6,10 +6,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::clock::now_ms;
-use crate::{
-    core::backoff::Backoff,
-    upstream::{OriginError, Source, counters::Counters},
-};
+use crate::upstream::{OriginError, Source, counters::Counters};
+use service_kit::backoff::Backoff;
 
 /// New attempts begin within this time, and one that stalls ends within the origin's stall
 /// time-out. Together they meet the 15 s that `CACHE_DESIGN.md` allows for a cold object whose

@@ -10,12 +10,10 @@ use http_rules::validator;
 use tokio::time::Instant;
 
 use crate::clock::now_ms;
-use crate::{
-    core::backoff::Backoff,
-    upstream::{
-        Catalogue, Client, OriginError, RequestClass, Response, Source, answer, counters::Counters,
-    },
+use crate::upstream::{
+    Catalogue, Client, OriginError, RequestClass, Response, Source, answer, counters::Counters,
 };
+use service_kit::backoff::Backoff;
 
 /// Attempts in a row that may bring almost nothing.
 const ATTEMPTS: u32 = 5;

@@ -8,6 +8,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use service_kit::token_bucket::{Rate, TokenBucket};
 
 /// Maximum number of clients in the rate limiter. Beyond it, clients with a full allowance are
 /// forgotten, or all if there are none, so that a flood of addresses does not cost memory.
@@ -21,7 +22,7 @@ pub struct Limits {
     /// Open connections of one client. Generous: offices and mobile networks share addresses.
     pub connections_per_client: u32,
     /// Request rate of one client; `None`: no limit.
-    pub request_rate: Option<RequestRate>,
+    pub request_rate: Option<Rate>,
     /// Bytes per second of one connection; `None`: no limit.
     pub client_rate: Option<u64>,
     /// Bytes of a request's head.
@@ -41,14 +42,6 @@ impl Default for Limits {
             http2_streams: 128,
         }
     }
-}
-
-/// A token bucket.
-#[derive(Clone, Copy, Debug)]
-pub struct RequestRate {
-    pub per_second: f64,
-    /// How many may arrive at once.
-    pub burst: f64,
 }
 
 /// A client for the limits: an IPv4 address, or an IPv6 network of /64, which one subscriber gets.
@@ -159,19 +152,13 @@ impl Drop for Share {
 
 /// Token buckets by client.
 pub struct RateLimiter {
-    rate: RequestRate,
-    buckets: Mutex<HashMap<Client, Bucket>>,
-}
-
-#[derive(Clone, Copy)]
-struct Bucket {
-    tokens: f64,
-    at: Instant,
+    rate: Rate,
+    buckets: Mutex<HashMap<Client, TokenBucket>>,
 }
 
 impl RateLimiter {
     #[must_use]
-    pub fn new(rate: RequestRate) -> Self {
+    pub fn new(rate: Rate) -> Self {
         Self {
             rate,
             buckets: Mutex::default(),
@@ -188,27 +175,9 @@ impl RateLimiter {
                 buckets.clear();
             }
         }
-        let bucket = buckets.entry(Client::of(address)).or_insert(Bucket {
-            tokens: rate.burst,
-            at: now,
-        });
-        let level = bucket.level(rate, now);
-        if level < 1.0 {
-            return Err(Duration::try_from_secs_f64((1.0 - level) / rate.per_second)
-                .unwrap_or(Duration::MAX));
-        }
-        *bucket = Bucket {
-            tokens: level - 1.0,
-            at: now,
-        };
-        Ok(())
-    }
-}
-
-impl Bucket {
-    fn level(self, rate: RequestRate, now: Instant) -> f64 {
-        let gained = now.saturating_duration_since(self.at).as_secs_f64() * rate.per_second;
-        (self.tokens + gained).min(rate.burst)
+        let full = TokenBucket::new(rate.burst, now);
+        let bucket = buckets.entry(Client::of(address)).or_insert(full);
+        bucket.take(1.0, rate, now)
     }
 }
 
@@ -261,8 +230,8 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_and_then_the_rate() {
-        let limiter = RateLimiter::new(RequestRate {
+    fn each_client_has_its_bucket() {
+        let limiter = RateLimiter::new(Rate {
             per_second: 2.0,
             burst: 3.0,
         });

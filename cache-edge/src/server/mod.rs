@@ -44,7 +44,7 @@ pub use self::{
     cors::{AllowedOrigins, Cors},
     edge_body::EdgeBody,
     handler::PeerHandler,
-    limits::{Limits, RequestRate},
+    limits::Limits,
     metrics::Metrics,
     proxies::Proxies,
     server::{Server, Settings, TlsConfig},

@@ -147,7 +147,7 @@ async fn bytes_that_are_missing_are_waited_for() {
 #[tokio::test]
 async fn limits_hold() {
     let edge = Edge::start_with(|settings| {
-        settings.limits.request_rate = Some(cache_edge::server::RequestRate {
+        settings.limits.request_rate = Some(service_kit::token_bucket::Rate {
             per_second: 0.001,
             burst: 4.0,
         });

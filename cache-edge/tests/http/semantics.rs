@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use cache_edge::{
     core::signed_url::{Grant, Signer},
-    server::{AllowedOrigins, RequestRate, SigningKeys, sent_bytes::ByteSource},
+    server::{AllowedOrigins, SigningKeys, sent_bytes::ByteSource},
 };
 
 use crate::{
@@ -357,7 +357,7 @@ async fn signed_urls() {
 
 #[tokio::test]
 async fn a_client_that_asks_too_often() {
-    let rate = RequestRate {
+    let rate = service_kit::token_bucket::Rate {
         per_second: 0.001,
         burst: 2.0,
     };

@@ -1,8 +1,10 @@
 //! Code that both binaries need and neither owns: configuration, telemetry, metrics, TLS, health,
-//! shutdown.
+//! shutdown, and one back-off, clock and token bucket.
 //!
 //! Must not know chunks, entries, SQL or the protocol.
 
+pub mod backoff;
+pub mod clock;
 pub mod config;
 pub mod health;
 pub mod metrics;
@@ -13,3 +15,4 @@ pub mod shutdown;
 pub mod systemd;
 pub mod telemetry;
 pub mod tls;
+pub mod token_bucket;

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use service_kit::backoff::Backoff;
 use tokio::{
     sync::{broadcast, mpsc, watch},
     time::Instant,
@@ -12,7 +13,6 @@ use uuid::Uuid;
 use super::super::{
     Change, ChangeKind, Database, DatabaseError, Leadership, NoObserver,
     chunks::signed,
-    database::jittered,
     executor::{Executor, timed},
     lease::StepDown,
     statements,
@@ -233,7 +233,7 @@ impl WriterTask {
         batch: &[Command],
     ) -> Result<(Vec<Judged>, u64), DatabaseError> {
         let deadline = Instant::now() + self.config.patience;
-        let mut back_off = BACK_OFF.0;
+        let mut backoff = Backoff::new(BACK_OFF.0, BACK_OFF.1);
         let mut uncertain = None;
         loop {
             let now = self.leadership.borrow().clone();
@@ -264,7 +264,7 @@ impl WriterTask {
             if !error.is_unavailable() || (batch.len() > 1 && error.is_timeout()) {
                 return Err(error);
             }
-            let wait = jittered(back_off);
+            let wait = backoff.wait(rand::random());
             if Instant::now() + wait > deadline {
                 return Err(error);
             }
@@ -274,7 +274,6 @@ impl WriterTask {
                 "a batch is tried again: {error}"
             );
             tokio::time::sleep(wait).await;
-            back_off = (back_off * 2).min(BACK_OFF.1);
         }
     }
 

@@ -24,7 +24,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use self::timing::{Pace, Window};
+use self::timing::{ChunkRateLimiter, Window};
 use super::{
     Cluster, entries,
     error::{Resource, ServiceError},
@@ -88,7 +88,7 @@ struct Running {
     window: Option<(Window, String)>,
     /// At the last look. A job without a window is always open.
     is_open: bool,
-    pace: Option<Pace>,
+    limiter: Option<ChunkRateLimiter>,
 }
 
 /// Progress at one time.

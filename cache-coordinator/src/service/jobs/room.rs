@@ -197,7 +197,7 @@ mod tests {
             sample: None,
             window: None,
             is_open: true,
-            pace: None,
+            limiter: None,
         };
         state.running.insert(job, running);
         drop(state);

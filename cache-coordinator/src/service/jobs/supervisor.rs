@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::super::{
     Cluster, availability, entries, error::ServiceError, loader::edge_id, ranges::chunks_of,
 };
-use super::timing::{self, Pace, Window};
+use super::timing::{self, ChunkRateLimiter, Window};
 use super::{Jobs, Owner, Running, Sample};
 use crate::db::{EntryRecord, JobRecord, JobStatus, writer::EndJob};
 use scheduler::api::{EdgeId, WantId};
@@ -173,7 +173,8 @@ impl Jobs {
                 sample: None,
                 is_open: window.as_ref().is_none_or(is_open),
                 window,
-                pace: (rate > 0).then(|| Pace::new(rate, chunk_size, Instant::now())),
+                limiter: (rate > 0)
+                    .then(|| ChunkRateLimiter::new(rate, chunk_size, Instant::now())),
             };
             state.running.insert(job.id, running);
         }
@@ -273,8 +274,8 @@ impl Jobs {
         let mut state = self.state.lock();
         match state.running.get_mut(&job) {
             Some(running) if running.is_open => {
-                let pace = running.pace.as_mut();
-                pace.map_or(u64::MAX, |pace| pace.take(now))
+                let limiter = running.limiter.as_mut();
+                limiter.map_or(u64::MAX, |limiter| limiter.take(now))
             }
             _ => 0,
         }
@@ -283,8 +284,8 @@ impl Jobs {
     fn give_budget_back(&self, job: Uuid, chunks: u64) {
         let mut state = self.state.lock();
         let running = state.running.get_mut(&job);
-        if let Some(pace) = running.and_then(|running| running.pace.as_mut()) {
-            pace.give_back(chunks);
+        if let Some(limiter) = running.and_then(|running| running.limiter.as_mut()) {
+            limiter.give_back(chunks);
         }
     }
 
@@ -320,7 +321,7 @@ impl Jobs {
             running.looks = 0;
             return false;
         }
-        if running.pace.is_some() {
+        if running.limiter.is_some() {
             return true;
         }
         running.looks += 1;
@@ -392,7 +393,7 @@ mod tests {
                 timing::to_proto(&window).to_string(),
             )),
             is_open: false,
-            pace: None,
+            limiter: None,
         };
         jobs.state.lock().running.insert(id, running);
         (jobs, id)

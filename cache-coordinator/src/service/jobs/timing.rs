@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use chunkcache_proto::v1;
 use jiff::{Timestamp, civil::Time, tz::TimeZone};
 use service_kit::config::parse_time_of_day;
+use service_kit::token_bucket::{Rate, TokenBucket};
 
 use super::super::error::ServiceError;
 use crate::db::{JobTiming, JobWindow};
@@ -123,46 +124,37 @@ impl Window {
 
 /// Holds a job to its rate: whole chunks are taken from what the rate allowed since the last time.
 #[derive(Clone, Debug)]
-pub struct Pace {
-    /// Bytes per second.
-    rate: f64,
-    chunk: f64,
+pub struct ChunkRateLimiter {
     /// Bytes.
-    allowance: f64,
-    at: Instant,
+    rate: Rate,
+    chunk: f64,
+    bucket: TokenBucket,
 }
 
-impl Pace {
+impl ChunkRateLimiter {
     /// Begins with one chunk.
     #[must_use]
     pub fn new(max_rate: u64, chunk_size: u32, now: Instant) -> Self {
         let chunk = f64::from(chunk_size.max(1));
+        let per_second = max_rate as f64;
+        let burst = (per_second * RATE_OVER.as_secs_f64()).max(chunk);
         Self {
-            rate: max_rate as f64,
+            rate: Rate { per_second, burst },
             chunk,
-            allowance: chunk,
-            at: now,
+            bucket: TokenBucket::new(chunk, now),
         }
     }
 
     /// Takes the chunks that may be requested now.
     pub fn take(&mut self, now: Instant) -> u64 {
-        let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
-        self.at = now;
-        self.add(self.rate * elapsed);
-        let chunks = (self.allowance / self.chunk).floor();
-        self.allowance -= chunks * self.chunk;
-        chunks as u64
+        let chunks = (self.bucket.level(self.rate, now) / self.chunk).floor();
+        let taken = self.bucket.take(chunks * self.chunk, self.rate, now);
+        taken.map_or(0, |()| chunks as u64)
     }
 
     /// Takes back chunks that were not requested.
     pub fn give_back(&mut self, chunks: u64) {
-        self.add(chunks as f64 * self.chunk);
-    }
-
-    fn add(&mut self, bytes: f64) {
-        let most = (self.rate * RATE_OVER.as_secs_f64()).max(self.chunk);
-        self.allowance = (self.allowance + bytes).min(most);
+        self.bucket.give_back(chunks as f64 * self.chunk, self.rate);
     }
 }
 
@@ -272,7 +264,7 @@ mod tests {
     #[test]
     fn a_job_gets_what_its_rate_allows() {
         let start = Instant::now();
-        let mut pace = Pace::new(u64::from(CHUNK), CHUNK, start);
+        let mut pace = ChunkRateLimiter::new(u64::from(CHUNK), CHUNK, start);
         // A chunk a second, looked at twice a second.
         let mut taken = Vec::new();
         for half_seconds in 0..7 {
@@ -284,7 +276,7 @@ mod tests {
     #[test]
     fn what_was_not_fetched_is_not_made_up_for() {
         let start = Instant::now();
-        let mut pace = Pace::new(u64::from(CHUNK), CHUNK, start);
+        let mut pace = ChunkRateLimiter::new(u64::from(CHUNK), CHUNK, start);
         let hour = start + Duration::from_secs(3600);
         assert_eq!(pace.take(hour), 10);
         assert_eq!(pace.take(hour), 0);
@@ -297,7 +289,7 @@ mod tests {
     #[test]
     fn a_rate_below_a_chunk_a_look_still_gets_there() {
         let start = Instant::now();
-        let mut pace = Pace::new(1024, CHUNK, start);
+        let mut pace = ChunkRateLimiter::new(1024, CHUNK, start);
         assert_eq!(pace.take(start), 1);
         assert_eq!(pace.take(start + Duration::from_secs(2047)), 0);
         assert_eq!(pace.take(start + Duration::from_secs(2048)), 1);
