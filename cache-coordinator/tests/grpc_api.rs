@@ -240,7 +240,10 @@ async fn an_edge_that_asks_or_keeps_a_whole_answer_is_named_to_the_others() {
         key: entry("films", BASE, path, 1, "\"1\"").key,
         passed_over: passed_over.into(),
     };
-    let is_one = |outcome: &Option<Outcome>| matches!(outcome, Some(Outcome::Keeper(it)) if it.edge == "edge-1" && !it.url.is_empty());
+    let is_one = |outcome: &Option<Outcome>| match outcome {
+        Some(Outcome::Keeper(it)) => it.edge == "edge-1" && !it.url.is_empty(),
+        _ => false,
+    };
     // It is still asking.
     for (edge, is_named) in [(&one, false), (&two, true)] {
         let answer = client

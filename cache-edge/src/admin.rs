@@ -176,8 +176,8 @@ impl SourceGauges {
         );
         registry.register(
             "origin_link_is_full",
-            "1: fetches at the same time share the link to an origin, and lookahead waits for what is \
-             more urgent; 0: each has its own share; absent: not known",
+            "1: fetches at the same time share the link to an origin, and lookahead waits for what \
+             is more urgent; 0: each has its own share; absent: not known",
             self.origin_link_is_full.clone(),
         );
     }

@@ -418,8 +418,8 @@ fn bound_connections(limits: &mut Limits, open_files: u64) {
         tracing::warn!(
             open_files,
             connections = bound,
-            "fewer connections than --max-connections: raise the limit of open files (LimitNOFILE=, \
-             ulimit -n) to at least twice as many"
+            "fewer connections than --max-connections: raise the limit of open files \
+             (LimitNOFILE=, ulimit -n) to at least twice as many"
         );
         limits.connections = bound;
     }

@@ -1,5 +1,6 @@
 //! System calls that no safe crate offers in the form needed here.
-#![allow(unsafe_code)] // getsockopt(TCP_INFO), setsockopt(SO_LINGER); slices of addresses that are reserved with mmap
+// getsockopt(TCP_INFO), setsockopt(SO_LINGER), and slices of addresses reserved with mmap.
+#![allow(unsafe_code)]
 
 use std::{
     mem::size_of,

@@ -105,7 +105,7 @@ impl Workers {
         Self::spawn_on(worker, task)
     }
 
-    /// Runs the task on the caller's worker, if that is one of these: what the task goes on with is
+    /// Runs the task on the caller's worker, if that is one of these: the task's connection is
     /// there.
     pub fn spawn_here<F>(&self, task: F) -> JoinHandle<F::Output>
     where

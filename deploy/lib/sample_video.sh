@@ -8,12 +8,17 @@ make_ladder() {
   rm -rf "$directory/making" && mkdir -p "$directory/making"
   ffmpeg -v error -nostdin -y -f lavfi -i 'testsrc2=size=640x360:rate=25' \
     -f lavfi -i 'sine=frequency=440:beep_factor=4:sample_rate=48000' -t 24 \
-    -filter_complex '[0:v]split[high][rest];[rest]scale=320:180[low]' -map '[high]' -map 1:a -map '[low]' -map 1:a \
-    -c:v libx264 -preset ultrafast -pix_fmt yuv420p -g 50 -sc_threshold 0 -b:v:0 1500k -b:v:1 400k -c:a aac -b:a 96k \
+    -filter_complex '[0:v]split[high][rest];[rest]scale=320:180[low]' \
+    -map '[high]' -map 1:a -map '[low]' -map 1:a \
+    -c:v libx264 -preset ultrafast -pix_fmt yuv420p -g 50 -sc_threshold 0 \
+    -b:v:0 1500k -b:v:1 400k -c:a aac -b:a 96k \
     -f hls -hls_time 2 -hls_playlist_type vod -hls_segment_type fmp4 -master_pl_name master.m3u8 \
-    -var_stream_map 'v:0,a:0,name:360p v:1,a:1,name:180p' "$directory/making/%v/index.m3u8" || die "ffmpeg could not make the ladder"
+    -var_stream_map 'v:0,a:0,name:360p v:1,a:1,name:180p' "$directory/making/%v/index.m3u8" ||
+    die "ffmpeg could not make the ladder"
   rm -rf "$directory/ladder" && mv "$directory/making" "$directory/ladder"
-  note "made a ladder of HLS: 640x360 and 320x180, $(find "$directory/ladder" -type f | wc -l) objects"
+  local objects
+  objects=$(find "$directory/ladder" -type f | wc -l)
+  note "made a ladder of HLS: 640x360 and 320x180, $objects objects"
 }
 
 # make_videos DIRECTORY  film.mp4 (H.264/AAC, its index at the end) and film.mkv (the same streams),

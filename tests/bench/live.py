@@ -1,8 +1,8 @@
-"""A live ladder of six renditions: 1,000 viewers that behave like hls.js, at each contestant in turn.
+"""A live ladder of six renditions: 1,000 viewers like hls.js, at each contestant in turn.
 
 The origin makes the ladder by the clock, without validators or lengths, and counts its requests
-(`tests/src/live`). Counted are the requests for what became available while viewers watched, without
-the first and the last two seconds.
+(`tests/src/live`): those for what became available while viewers watched, without the first and the
+last two seconds.
 """
 
 import json
@@ -36,7 +36,9 @@ class LiveOrigin(peers.Server):
 
 class NginxLive(peers.NginxProxyCache):
     name = "nginx proxy_cache"
-    what = "proxy_cache, cache lock on (time-outs 15 s), use_stale updating, lifetimes of the origin"
+    what = (
+        "proxy_cache, cache lock on (time-outs 15 s), use_stale updating, lifetimes of the origin"
+    )
 
     def server_block(self):
         return """
@@ -192,18 +194,19 @@ def page(results, machine, versions, servers, options, loads):
         "",
         f"{machine['when']}: {machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} "
         f"GiB, kernel {machine['kernel']}; load average of a minute before each measurement "
-        f"{min(loads):.1f} to {max(loads):.1f} (what runs beside the bench counts into it). Made by "
-        "`tests/bench/run --cases live` (`tests/bench/live.py`, `tests/src/live`)."
+        f"{min(loads):.1f} to {max(loads):.1f} (what runs beside the bench counts into it). Made "
+        "by `tests/bench/run --cases live` (`tests/bench/live.py`, `tests/src/live`)."
         + (f" Beside it: {options.beside}." if options.beside else ""),
         "",
         f"{VIEWERS:,} viewers of a ladder of six renditions, {options.live_seconds} s at each "
-        "contestant, one after the other. Origin, viewers and servers share the machine. The origin "
-        "sends neither validators nor lengths. With LL-HLS each viewer repeats the blocking reload "
-        "of its playlist and requests each part of 500 ms once it is listed; otherwise it requests "
-        "the playlist every 2 s and each new segment. Bodies are checked.",
+        "contestant, one after the other. Origin, viewers and servers share the machine. The "
+        "origin sends neither validators nor lengths. With LL-HLS each viewer repeats the blocking "
+        "reload of its playlist and requests each part of 500 ms once it is listed; otherwise it "
+        "requests the playlist every 2 s and each new segment. Bodies are checked.",
         "",
-        "- *Requests*: those that the origin received for each part or segment, and for each version "
-        "of a playlist (without LL-HLS: for each rendition and second, the lifetime of a playlist).",
+        "- *Requests*: those that the origin received for each part or segment, and for each "
+        "version of a playlist (without LL-HLS: for each rendition and second, the lifetime of a "
+        "playlist).",
         "- *Latency*: of a part from the moment at which it is complete at the origin to its last "
         "byte at the viewer, blocking reload included; of a segment from its request to its last "
         "byte. All renditions change at the same time, so that all viewers ask at once: what they "
@@ -219,7 +222,8 @@ def page(results, machine, versions, servers, options, loads):
         lines += [
             f"## {title[0].upper()}{title[1:]}",
             "",
-            "| | requests for each | for each playlist | p50, ms | p99, ms | p99 over the origin's | processor, s | errors |",
+            "| | requests for each | for each playlist | p50, ms | p99, ms "
+            "| p99 over the origin's | processor, s | errors |",
             "|---|--:|--:|--:|--:|--:|--:|--:|",
         ]
         for name, run in runs.items():
@@ -231,15 +235,16 @@ def page(results, machine, versions, servers, options, loads):
             )
             over = "–" if is_own else f"{media['p99'] - base:.1f}"
             lines.append(
-                f"| {name} | {requests[0]} | {requests[1]} | {media['p50']:.1f} | {media['p99']:.1f} "
-                f"| {over} | {run['cpu_seconds']:.1f} | {run['errors']} |"
+                f"| {name} | {requests[0]} | {requests[1]} | {media['p50']:.1f} "
+                f"| {media['p99']:.1f} | {over} | {run['cpu_seconds']:.1f} | {run['errors']} |"
             )
         lines.append("")
     lines += aims(results)
     lines += ["", "## Contestants", ""]
     for server in servers[1:]:
         lines.append(f"- {server.name}: {server.what}")
-    names = ", ".join(f"{name} {text}" for name, text in versions.items() if name in {"nginx", "varnish", "chunk cache"})
+    shown = [name for name in versions if name in {"nginx", "varnish", "chunk cache"}]
+    names = ", ".join(f"{name} {versions[name]}" for name in shown)
     return "\n".join([*lines, "", f"Versions: {names}.", ""])
 
 
@@ -251,10 +256,11 @@ def aims(results):
         if not run:
             continue
         over = run["media_ms"]["p99"] - results[kind][LiveOrigin.name]["media_ms"]["p99"]
-        origin = run["origin"]
+        media = run["origin"]["per_media_object"] or 0
+        playlist = run["origin"]["per_playlist"] or 0
         for aim, value, most, digits in (
-            ("origin requests for each object 1.00", origin["per_media_object"] or 0, MOST_REQUESTS, 3),
-            ("origin requests for each playlist 1.00", origin["per_playlist"] or 0, MOST_REQUESTS, 3),
+            ("origin requests for each object 1.00", media, MOST_REQUESTS, 3),
+            ("origin requests for each playlist 1.00", playlist, MOST_REQUESTS, 3),
             ("p99 over the origin's at most 10 ms", over, MOST_LATENCY_MS, 1),
         ):
             reached = "yes" if value <= most else "no"

@@ -63,11 +63,11 @@ other two, without a pause. Every byte read is compared.
 
 ## Behind other origins, beside peers
 `tests/bench/seeks.py`: one viewer, and nothing else. 30 seeks to places that no reader has reached,
-each a new connection with an open-ended range; the one before is cut at that moment, with its lookahead
-under way. Every seventh reads on to 9 MiB. Each contestant has an origin of its own, of the same kind; the
-times are milliseconds from the request, and possible is what the origin's latency and link take for 9 MiB
-at least (of one connection, where each has its own rate). Every byte is compared. p99 of 30 is the
-slowest, and of the four to 9 MiB the slowest is shown.
+each a new connection with an open-ended range; the one before is cut at that moment, with its
+lookahead under way. Every seventh reads on to 9 MiB. Each contestant has an origin of its own, of
+the same kind; the times are milliseconds from the request, and possible is what the origin's
+latency and link take for 9 MiB at least (of one connection, where each has its own rate). Every
+byte is compared. p99 of 30 is the slowest, and of the four to 9 MiB the slowest is shown.
 
 {origins}
 """)
@@ -257,7 +257,8 @@ def small_targets(results):
     ):
         if runs.get(peer):
             ratio = statistics.median(ratios(runs[OURS], runs[peer], "requests_per_second"))
-            rows.append(verdict(f"64 KiB objects, {what}: throughput over {peer}", ratio, 1.0, True))
+            label = f"64 KiB objects, {what}: throughput over {peer}"
+            rows.append(verdict(label, ratio, 1.0, True))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Seeks behind origins of several kinds: the chunk cache beside peers, on the same work, one after the other."""
+"""Seeks behind origins of several kinds: the chunk cache beside peers, one after the other."""
 
 import json
 import shutil
@@ -8,17 +8,23 @@ from pathlib import Path
 
 import peers
 
-#: Name, what it is, milliseconds before each answer, bytes a second: of all together, of each connection; milliseconds of queue.
+#: Name, what it is, milliseconds before each answer; bytes a second of all together, and of each
+#: connection; milliseconds of queue.
 ORIGINS = [
     ("shared", "5 MB/s in all, 20 ms away", 20, 5_000_000, 0, 0),
     ("each", "2.5 MB/s for each connection, 40 ms away", 40, 0, 2_500_000, 0),
-    ("queue", "5 MB/s in all behind a queue of 200 ms, first in first out, 20 ms away", 20, 5_000_000, 0, 200),
+    (
+        "queue",
+        "5 MB/s in all behind a queue of 200 ms, first in first out, 20 ms away",
+        *(20, 5_000_000, 0, 200),
+    ),
     ("far", "10 MB/s in all, 80 ms away", 80, 10_000_000, 0, 0),
 ]
 CONTESTANTS = [peers.ChunkCache, peers.NginxSlice, peers.Rclone]
 SEED = 7
 CHUNK = 2 << 20
-#: Seeks of each contestant at each origin, and how many of them go on to 9 MiB. They bound the time of the whole: some 20 s each.
+#: Seeks of each contestant at each origin, and how many of them go on to 9 MiB. They bound the time
+#: of the whole: some 20 s each.
 SEEKS, LONG = 30, 4
 
 
@@ -35,13 +41,15 @@ class Origin(peers.Server):
         files.mkdir()
         # rclone finds the object by a listing.
         (files / "index.html").write_text('<a href="film.mp4">film.mp4</a>\n')
-        options = ["--latency-ms", self.latency, "--generate", f"film.mp4:{SEED}:{size}", "--max-age", 86400]
+        options = ["--root", files, "--listen", f"127.0.0.1:{self.port}"]
+        options += ["--latency-ms", self.latency, "--max-age", 86400]
+        options += ["--generate", f"film.mp4:{SEED}:{size}"]
         if self.link:
             options += ["--link-bytes-per-second", self.link, "--link-queue-ms", self.queue]
         if self.each:
             options += ["--bytes-per-second", self.each]
         program = peers.ChunkCache.binaries / "chunkcache-origin"
-        process = self.launch(program, "--root", files, "--listen", f"127.0.0.1:{self.port}", *options)
+        process = self.launch(program, *options)
         peers.wait_for_port(self.port, process)
         return self
 
@@ -51,7 +59,9 @@ class Origin(peers.Server):
 
 
 def measure(work=None):
-    """A list of results, each a dict: origin, contestant, first_ms, mib2_ms, mib9_ms (p50 and p99), possible."""
+    """A list of results, each a dict: origin, contestant, first_ms, mib2_ms, mib9_ms (p50 and p99),
+    possible.
+    """
     work = Path(tempfile.mkdtemp(prefix="chunkcache-seeks-", dir=work))
     work.chmod(0o755)
     results = []
@@ -77,7 +87,11 @@ def one(work, kind, contestant):
         program = peers.ChunkCache.binaries / "chunkcache-seek"
         where = ["--at", f"127.0.0.1:{server.port}", f"{server.prefix}/film.mp4", SEED, SEEKS, LONG]
         done = subprocess.run(
-            [str(part) for part in (program, *where)], capture_output=True, text=True, timeout=240, check=True
+            [str(part) for part in (program, *where)],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=True,
         )
         result |= json.loads(done.stdout.strip().splitlines()[-1])
         result["possible_ms"] = {mib: origin.possible_ms(mib << 20) for mib in (2, 9)}
@@ -104,11 +118,13 @@ def table(results):
         origin = it["origin"] if it["origin"] != before else ""
         before = it["origin"]
         if "left_out" in it:
-            lines.append(f"| {origin} | {it['contestant']} | left out: {it['left_out']} | | | | | |")
+            why = it["left_out"]
+            lines.append(f"| {origin} | {it['contestant']} | left out: {why} | | | | | |")
             continue
         first, two, nine = it["first_ms"], it["mib2_ms"], it["mib9_ms"]
         lines.append(
-            f"| {origin} | {it['contestant']} | {first['p50']:.1f} | {first['p99']:.1f} | {two['p50']:.0f} "
-            f"| {nine['p50']:.0f} | {nine['p99']:.0f} | {it['possible_ms'][9]:.0f} |"
+            f"| {origin} | {it['contestant']} | {first['p50']:.1f} | {first['p99']:.1f} "
+            f"| {two['p50']:.0f} | {nine['p50']:.0f} | {nine['p99']:.0f} "
+            f"| {it['possible_ms'][9]:.0f} |"
         )
     return "\n".join(lines)

@@ -25,7 +25,7 @@ NOT_RUN = {
     ("docker", "compose"): "needs a container engine: tests/deploy/containers",
     ("cache-coordinator", "serve"): "run, with other options",
     ("cache-edge", "serve"): "run, with other options",
-    ("cache-coordinator", "edge", "forget"): "needs an edge that is gone: tests/tests/scheduling.rs",
+    ("cache-coordinator", "edge", "forget"): "needs a lost edge: tests/tests/scheduling.rs",
 }
 
 

@@ -1,7 +1,8 @@
 """A private bucket on moto, an independent S3 server, which checks each request's signature.
 
 python bucket_server.py HOST PORT BUCKET KEYS: KEYS is a JSON object that maps keys to files. Prints
-"ready" and the credentials of a user that may read and of one without rights, and serves until it is stopped.
+"ready" and the credentials of a user that may read and of one without rights, and serves until it
+is stopped.
 """
 
 import json

@@ -109,7 +109,8 @@ fn renders_updates_and_acts() {
     );
     browser.wait(
         "what each source saves is drawn",
-        "document.querySelector('[aria-label=\"Worth of each source\"] svg.spark[role=img]') !== null",
+        "document.querySelector('[aria-label=\"Worth of each source\"] svg.spark[role=img]') \
+         !== null",
     );
     browser.wait(
         "that all is well",
@@ -173,7 +174,10 @@ fn renders_updates_and_acts() {
         "document.querySelector('canvas').getAttribute('aria-label').includes('32 chunks on')",
     );
     let colours = "(() => \
-     { const c = document.querySelector('canvas'), k = document.createElement('canvas'), x = (k.width = c.width, k.height = c.height, k.getContext('2d', { willReadFrequently: true })), s = new Set(); x.drawImage(c, 0, 0); const d = x.getImageData(0, 0, c.width, 14).data; \
+     { const c = document.querySelector('canvas'), k = document.createElement('canvas'); \
+                   k.width = c.width; k.height = c.height; \
+                   const x = k.getContext('2d', { willReadFrequently: true }), s = new Set(); \
+                   x.drawImage(c, 0, 0); const d = x.getImageData(0, 0, c.width, 14).data; \
                    for (let i = 0; i < d.length; i += 4) if (d[i + 3] === 255) s.add(d[i] + ',' + \
                    d[i + 1] + ',' + d[i + 2]); return s.size; })()";
     browser.wait(
@@ -291,14 +295,18 @@ fn a_large_entry_is_drawn_smoothly() {
          INSERT INTO cache_chunks (entry_id, edge_id, start_byte, end_byte, checksum)
          SELECT '{id}', e.id, c * 2097152::bigint, (c + 1) * 2097152::bigint, c
          FROM edges e, generate_series(0, 7) run,
-           LATERAL generate_series(run * 6400 + e.id * 17 % 3000, run * 6400 + e.id * 17 % 3000 + 300) c
+           LATERAL (SELECT run * 6400 + e.id * 17 % 3000 AS start) place,
+           LATERAL generate_series(place.start, place.start + 300) c
          WHERE e.name LIKE 'big-%';
          ANALYZE cache_chunks"
     ));
     let page = format!("http://{}/#/entry/{id}", cluster.coordinator.http);
     browser.open(&page);
-    browser.wait("the map",
-        "document.querySelector('canvas').getAttribute('aria-label').includes('51200 chunks on 200 edges')");
+    browser.wait(
+        "the map",
+        "document.querySelector('canvas').getAttribute('aria-label') \
+         .includes('51200 chunks on 200 edges')",
+    );
     browser.screenshot("large");
     let json = Call::get(&format!("/api/v1/entries/{id}"))
         .send(cluster.coordinator.http)
@@ -310,7 +318,9 @@ fn a_large_entry_is_drawn_smoothly() {
     );
     let drawn = browser.run_async(&format!(
         "fetch('/api/v1/entries/{id}').then(r => r.json()).then(e => \
-         {{ const c = document.querySelector('canvas'), t = []; for (let i = 0; i < 30; i++) {{ const s = performance.now(); ChunkMap.draw(c, e); t.push(performance.now() - s); }} \
+         {{ const c = document.querySelector('canvas'), t = []; \
+         for (let i = 0; i < 30; i++) {{ const s = performance.now(); ChunkMap.draw(c, e); \
+         t.push(performance.now() - s); }} \
          return t.sort((a, b) => a - b)[15]; }})"
     ));
     let drawn = drawn.as_f64().unwrap();

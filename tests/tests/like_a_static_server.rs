@@ -93,7 +93,8 @@ fn start_nginx(program: &str, directory: &Path, root: &Path) -> (Process, Socket
     let text = format!(
         "daemon off; master_process off; pid {dir}/nginx.pid; error_log {dir}/nginx-error.log;
          events {{ worker_connections 64; }}
-         http {{ access_log off; types {{ video/mp4 mp4; }} client_body_temp_path {dir}/t1; proxy_temp_path {dir}/t2;
+         http {{ access_log off; types {{ video/mp4 mp4; }}
+           client_body_temp_path {dir}/t1; proxy_temp_path {dir}/t2;
            fastcgi_temp_path {dir}/t3; uwsgi_temp_path {dir}/t4; scgi_temp_path {dir}/t5;
            server {{ listen {address}; root {}; }} }}",
         root.display()

@@ -275,7 +275,8 @@ fn behind_nginx() {
          events {{}}
          http {{
            access_log off; proxy_temp_path {place}/proxy; client_body_temp_path {place}/body;
-           fastcgi_temp_path {place}/fcgi; uwsgi_temp_path {place}/uwsgi; scgi_temp_path {place}/scgi;
+           fastcgi_temp_path {place}/fcgi; uwsgi_temp_path {place}/uwsgi;
+           scgi_temp_path {place}/scgi;
            server {{ listen {listens}; location / {{
              proxy_pass http://{};
              proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; }} }}

@@ -124,7 +124,8 @@ fn ladders(directory: &Path) -> [&'static str; 3] {
         "-v", "error", "-nostdin", "-y",
         "-f", "lavfi", "-i", "testsrc2=size=320x180:rate=25",
         "-f", "lavfi", "-i", "sine=frequency=440:sample_rate=48000",
-        "-t", "16", "-c:v", "libx264", "-preset", "ultrafast", "-g", "50", "-c:a", "aac", &at("film.mp4"),
+        "-t", "16", "-c:v", "libx264", "-preset", "ultrafast", "-g", "50", "-c:a", "aac",
+        &at("film.mp4"),
     ]);
     let ladders = ["hls/i.m3u8", "ranges/i.m3u8", "dash/i.mpd"];
     let hls = ["-f", "hls", "-hls_time", "2", "-hls_playlist_type", "vod"];
@@ -373,9 +374,11 @@ fn mpv_plays_and_seeks() {
         "local places = { 30, 5, 35, 12 }
          local at = 0
          mp.register_event('playback-restart', function()
-           if at > 0 then print(string.format('AT %d', mp.get_property_number('time-pos') + 0.5)) end
+           local now = mp.get_property_number('time-pos')
+           if at > 0 then print(string.format('AT %d', now + 0.5)) end
            at = at + 1
-           if places[at] then mp.commandv('seek', places[at], 'absolute+exact') else mp.commandv('quit', 0) end
+           if places[at] then mp.commandv('seek', places[at], 'absolute+exact')
+           else mp.commandv('quit', 0) end
          end)",
     )
     .unwrap();
@@ -494,7 +497,8 @@ fn chromium_plays_and_seeks_cross_origin() {
     browser.terminate();
 }
 
-const PAGE: &str = r#"<!doctype html><video id=v crossorigin=anonymous muted preload=auto src="FILM"></video><script>
+const PAGE: &str = r#"<!doctype html>
+<video id=v crossorigin=anonymous muted preload=auto src="FILM"></video><script>
 const v = document.getElementById('v');
 const tell = text => fetch('/result?' + encodeURIComponent(text));
 const event = name => new Promise((done, failed) => {
@@ -505,13 +509,15 @@ async function seek(to) {
   const seeked = event('seeked');
   v.currentTime = to;
   await seeked;
-  if (Math.abs(v.currentTime - to) > 0.5) throw new Error('at ' + v.currentTime + ' and not at ' + to);
+  if (Math.abs(v.currentTime - to) > 0.5)
+    throw new Error('at ' + v.currentTime + ' and not at ' + to);
   const canvas = document.createElement('canvas');
   canvas.width = canvas.height = 64;
   const context = canvas.getContext('2d');
   context.drawImage(v, 0, 0, 64, 64);
   // Throws on a video that was loaded without CORS.
-  if (context.getImageData(0, 0, 64, 64).data.every(byte => byte === 0)) throw new Error('no picture at ' + to);
+  if (context.getImageData(0, 0, 64, 64).data.every(byte => byte === 0))
+    throw new Error('no picture at ' + to);
 }
 (async () => {
   if (v.readyState < 1) await event('loadedmetadata');
@@ -520,10 +526,13 @@ async function seek(to) {
   await v.play();
   const from = v.currentTime;
   while (v.currentTime < from + 0.5) await event('timeupdate');
-  const part = await fetch('FILM', { headers: { Range: 'bytes=10-19', 'Cache-Control': 'no-cache' } });
+  const headers = { Range: 'bytes=10-19', 'Cache-Control': 'no-cache' };
+  const part = await fetch('FILM', { headers });
   const read = name => part.headers.get(name) || '';
-  if (part.status !== 206 || (await part.arrayBuffer()).byteLength !== 10) throw new Error('range: ' + part.status);
-  if (!read('content-range').startsWith('bytes 10-19/') || !read('cache-status').includes('edge-a') || !read('etag'))
+  if (part.status !== 206 || (await part.arrayBuffer()).byteLength !== 10)
+    throw new Error('range: ' + part.status);
+  if (!read('content-range').startsWith('bytes 10-19/') || !read('etag')
+    || !read('cache-status').includes('edge-a'))
     throw new Error('headers can not be read');
 })().then(() => fetch('/result?ok'), error => tell(String(error)));
 </script>"#;

@@ -275,9 +275,9 @@ fn what_is_passed_through_is_within_the_rate_of_its_source() {
             });
         }
     });
-    // Both edges together have the source's rate. Each may take more at once: what its limiter saved
-    // during a pause, which is 250 ms or 512 KiB, and the last read, which nobody waits for (some
-    // hundred KiB). With the whole rate for each edge it would take half as long as this.
+    // Both edges together have the source's rate. Each may take more at once: what its limiter
+    // saved during a pause, which is 250 ms or 512 KiB, and the last read, which nobody waits for
+    // (some hundred KiB). With the whole rate for each edge it would take half as long as this.
     let paced = 2 * (size - MIB);
     let least = paced as f64 / rate as f64;
     let passed = began.elapsed().as_secs_f64();

@@ -88,10 +88,12 @@ fn a_title_is_brought_by_its_mpd() {
     let cluster = Cluster::start();
     let mpd = "<MPD mediaPresentationDuration=\"PT12S\"><Period>\
                <AdaptationSet contentType=\"video\"><SegmentTemplate duration=\"4\" \
-               initialization=\"$RepresentationID$/i.mp4\" media=\"$RepresentationID$/$Number$.m4s\"/>\
+               initialization=\"$RepresentationID$/i.mp4\" \
+               media=\"$RepresentationID$/$Number$.m4s\"/>\
                <Representation id=\"l\" bandwidth=\"8\"/><Representation id=\"h\" bandwidth=\"9\"/>\
                </AdaptationSet><AdaptationSet contentType=\"audio\">\
-               <Representation id=\"a\" bandwidth=\"80000\"><BaseURL>a.mp4</BaseURL></Representation>\
+               <Representation id=\"a\" bandwidth=\"80000\">\
+               <BaseURL>a.mp4</BaseURL></Representation>\
                </AdaptationSet></Period></MPD>";
     cluster.put(
         "/d/index.mpd",

@@ -487,7 +487,8 @@ fn cors_limits_and_signatures_are_options() {
     // Made with the key above over ["chunk cache signed URL 1", "k1", "/media/s", "", "4102444800",
     // ""], each field after its length as 8 bytes: see docs/http.md.
     let signed = format!(
-        "{target}?cc-expires=4102444800&cc-key=k1&cc-signature=R_vXoYf9uVu1ensbCZKjyxu9rt8Ire27c8pcckc3PIY"
+        "{target}?cc-expires=4102444800&cc-key=k1\
+         &cc-signature=R_vXoYf9uVu1ensbCZKjyxu9rt8Ire27c8pcckc3PIY"
     );
     let answer = Call::get(&signed)
         .header("Origin", "https://player.example")

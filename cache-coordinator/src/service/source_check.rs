@@ -34,8 +34,8 @@ pub fn is_due(source: &v1::Source, before: Option<&v1::Source>) -> bool {
     source.base_url.starts_with("s3://") && !before.is_some_and(is_asked_so)
 }
 
-/// Has an edge ask the source's buckets. Returns why it could not be asked; empty: nothing is wrong.
-/// A bucket's refusal is an error.
+/// Has an edge ask the source's buckets. Returns why it could not be asked; empty: nothing is
+/// wrong. A bucket's refusal is an error.
 pub async fn check(cluster: &Cluster, source: &v1::Source) -> Result<String, ServiceError> {
     let key = v1::Key {
         source: source.name.clone(),

@@ -158,7 +158,8 @@ async fn plan(client: &Client, entries: u32) {
     let definitions = client
         .query(
             "SELECT 0 AS rank, conname::text AS name, true AS is_constraint,
-                    format('ALTER TABLE cache_chunks ADD CONSTRAINT %I %s', conname, pg_get_constraintdef(oid)) AS definition
+                    format('ALTER TABLE cache_chunks ADD CONSTRAINT %I %s', conname,
+                        pg_get_constraintdef(oid)) AS definition
              FROM pg_constraint WHERE conrelid = 'cache_chunks'::regclass AND contype IN ('p', 'u')
              UNION ALL
              SELECT 1, i.indexrelid::regclass::text, false, pg_get_indexdef(i.indexrelid)
@@ -167,7 +168,8 @@ async fn plan(client: &Client, entries: u32) {
                    WHERE c.conindid = i.indexrelid AND c.conrelid = i.indrelid)
              UNION ALL
              SELECT 2, conname, true,
-                    format('ALTER TABLE cache_chunks ADD CONSTRAINT %I %s NOT VALID', conname, pg_get_constraintdef(oid))
+                    format('ALTER TABLE cache_chunks ADD CONSTRAINT %I %s NOT VALID', conname,
+                        pg_get_constraintdef(oid))
              FROM pg_constraint WHERE conrelid = 'cache_chunks'::regclass AND contype = 'f'
              ORDER BY 1 DESC",
             &[],

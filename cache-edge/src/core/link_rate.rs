@@ -15,7 +15,7 @@ const LEAST_SPAN: Duration = Duration::from_millis(75);
 const KNOWN_FOR: Duration = Duration::from_secs(60);
 /// How long one answer is read at a time to learn what it is given, once in [`KNOWN_FOR`].
 const TRIAL: Duration = Duration::from_secs(2);
-/// Limit of answers that are told apart in one window.
+/// Limit of answers that are distinguished in one window.
 const MAX_STREAMS: usize = 16;
 
 /// The estimates of one origin's link.

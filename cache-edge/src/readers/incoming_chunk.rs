@@ -483,10 +483,8 @@ mod tests {
         first.finish_abandoning();
         let anew = incoming.incoming_chunk(0).unwrap();
         assert!(!Arc::ptr_eq(&first, &anew));
-        assert!(
-            anew.claim(FetchId::Coordinated(1)).is_some()
-                && matches!(anew.find(0), ByteState::Nothing)
-        );
+        assert!(anew.claim(FetchId::Coordinated(1)).is_some());
+        assert!(matches!(anew.find(0), ByteState::Nothing));
     }
 
     #[tokio::test]

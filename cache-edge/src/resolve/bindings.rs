@@ -498,8 +498,8 @@ impl Bindings {
         self.cluster_epoch.fetch_max(epoch, Ordering::AcqRel);
     }
 
-    /// Begins a session. If there were invalidations since the last one, forgets the answers that no
-    /// table lists: nothing else tells which of them are outdated.
+    /// Begins a session. If there were invalidations since the last one, forgets the answers that
+    /// no table lists: nothing else says which of them are outdated.
     pub fn resume_at(&self, epoch: u64) {
         if self.cluster_epoch.swap(epoch, Ordering::AcqRel) != epoch {
             self.whole.forget(|_, _| true);

@@ -1,8 +1,8 @@
 //! Answers that another edge keeps as a whole (RFC 0012): this edge streams them from their keeper
 //! instead of asking the origin, and gives its own to other edges.
 //!
-//! A request of another edge is answered from this edge's own answer, or from the origin's. It never
-//! waits for a third edge, so requests between edges cannot form a circle.
+//! A request of another edge is answered from this edge's own answer, or from the origin's. It
+//! never waits for a third edge, so requests between edges cannot form a circle.
 
 use std::{
     pin::pin,
@@ -91,8 +91,8 @@ impl EdgeObjects {
         }
     }
 
-    /// Streams an answer from the edge that keeps it. `None`: that edge gives none, and is not asked
-    /// again until it is named again.
+    /// Streams an answer from the edge that keeps it. `None`: that edge gives none, and is not
+    /// asked again until it is named again.
     pub(super) async fn ask_keeper(
         &self,
         source: &Arc<Source>,
@@ -132,7 +132,8 @@ impl EdgeObjects {
                 Ok(self.answer_as_it_arrives(&whole, request, false).await)
             }
             Err(error) => {
-                tracing::debug!(%error, keeper = keeper.edge, path = key.path, "no answer of a peer");
+                let (keeper, path) = (&keeper.edge, &key.path);
+                tracing::debug!(%error, keeper, path, "no answer of a peer");
                 let counters = &self.parts().downloads.fetcher().counters;
                 counters.peer_errors.fetch_add(1, Ordering::Relaxed);
                 bindings.forget_keeper(key);

@@ -34,8 +34,8 @@ type Answer<F> = Result<F, ServeError>;
 type Sender<F> = watch::Sender<Option<Answer<F>>>;
 type Pending<F> = watch::Receiver<Option<Answer<F>>>;
 
-/// How many of `limit` one may have: up to half of what the others leave, so that it never takes the
-/// last one.
+/// How many of `limit` one may have: up to half of what the others leave, so that it never takes
+/// the last one.
 fn share(limit: usize, own: usize, all: usize) -> usize {
     MIN_SHARE.max(limit.saturating_sub(all - own) / 2)
 }

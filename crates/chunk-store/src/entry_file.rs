@@ -304,8 +304,8 @@ impl EntryFile {
         Ok(())
     }
 
-    /// Whether as many bytes are stored as the object has. In constant time, for the hit path: while
-    /// withdrawn chunks are being freed, an entry that lacks them may seem complete.
+    /// Whether as many bytes are stored as the object has. In constant time, for the hit path:
+    /// while withdrawn chunks are being freed, an entry that lacks them may seem complete.
     #[must_use]
     pub fn seems_complete(&self) -> bool {
         self.disk_bytes.load(Ordering::Acquire) >= self.geometry.size()

@@ -129,9 +129,8 @@ mod tests {
             "PermanentRedirect; its region is us-west-2; its endpoint is b.s3.example"
         );
         assert_eq!(described(502, "<html>Bad gateway</html>"), "answered 502");
-        assert!(
-            described(403, "<Error><Code>AccessDenied</Code></Error>").contains("but not list")
-        );
+        let denied = "<Error><Code>AccessDenied</Code></Error>";
+        assert!(described(403, denied).contains("but not list"));
     }
 
     #[test]
@@ -145,7 +144,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_that_a_bucket_says_is_long_or_breaks_a_line(text in "[^<&]*", long in 0_usize..2_000) {
+        fn nothing_that_a_bucket_says_is_long_or_breaks_a_line(
+            text in "[^<&]*",
+            long in 0_usize..2_000,
+        ) {
             let text = format!("<Error><Code>{text}\n{}</Code></Error>", "é".repeat(long));
             let told = described(403, &text);
             prop_assert!(told.len() <= 2 * MAX_WORD_BYTES && !told.contains('\n'));

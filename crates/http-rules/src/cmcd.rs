@@ -352,8 +352,9 @@ mod tests {
     #[test]
     fn a_query_of_version_one() {
         let cmcd = from_query(
-            "bl=21300,br=3200,bs,cid=\"a,b=\\\"c\\\"\",d=4004,mtp=25400,nor=\"..%2F300kbps%2Fsegment35.m4v\",\
-             nrr=\"12323-48763\",ot=v,rtp=15000,sid=\"6e2fb550-c457-11e9-bb97-0800200c9a66\",su,tb=6000",
+            "bl=21300,br=3200,bs,cid=\"a,b=\\\"c\\\"\",d=4004,mtp=25400,\
+             nor=\"..%2F300kbps%2Fsegment35.m4v\",nrr=\"12323-48763\",ot=v,rtp=15000,\
+             sid=\"6e2fb550-c457-11e9-bb97-0800200c9a66\",su,tb=6000",
         )
         .unwrap();
         assert_eq!(cmcd.buffer_length, ms(21_300));

@@ -149,7 +149,8 @@ mod tests {
             "Expires=1700000000&Signature=s&Key-Pair-Id=k",
             1_700_000_000,
         );
-        let policy = r#"{"Statement":[{"Resource":"*","Condition":{"DateLessThan":{"AWS:EpochTime":1700000001}}}]}"#;
+        let policy = r#"{"Statement":[{"Resource":"*","Condition":
+            {"DateLessThan":{"AWS:EpochTime":1700000001}}}]}"#;
         let encoded = base64::engine::general_purpose::STANDARD.encode(policy);
         let encoded = encoded
             .replace('+', "-")

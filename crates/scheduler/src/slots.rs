@@ -74,10 +74,8 @@ impl Scheduler {
             return;
         };
         let ahead = |flight: &&RunningFetch| {
-            flight.level > Level::Critical
-                && !flight.slot
-                && !flight.cancelling
-                && !flight.is_local()
+            let is_queued = !flight.slot && !flight.cancelling;
+            flight.level > Level::Critical && is_queued && !flight.is_local()
         };
         let mut lower: Vec<_> = state
             .flights

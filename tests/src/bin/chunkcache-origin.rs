@@ -21,7 +21,8 @@ Serves the files below DIRECTORY. --latency-ms is the time before each answer (d
 --bytes-per-second is the pace of each body (default: no limit). --max-age is sent as
 Cache-Control (default: none is). --folder says otherwise for what is below DIRECTORY/NAME
 (0: no limit). --generate adds an object that is no file. --link-bytes-per-second is what all
-bodies share; --link-queue-ms puts a queue before it, first in first out. GET /.requests tells what was asked for.";
+bodies share; --link-queue-ms puts a queue before it, first in first out. GET /.requests lists
+the requests.";
 
 struct Options {
     root: PathBuf,

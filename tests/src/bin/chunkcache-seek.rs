@@ -7,8 +7,8 @@
 //! the seek targets, or is fetching them, and is killed; the later seeks, at the other edges, are
 //! measured. Prints Markdown and, last, one JSON line.
 //!
-//! `--at ADDRESS TARGET SEED SEEKS LONG` measures seeks at any server instead, of which LONG read on
-//! to 9 MiB, and prints one JSON line (`tests/bench/seeks.py`).
+//! `--at ADDRESS TARGET SEED SEEKS LONG` measures seeks at any server instead, of which LONG read
+//! on to 9 MiB, and prints one JSON line (`tests/bench/seeks.py`).
 // A wrong measurement stops at the line that is wrong.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

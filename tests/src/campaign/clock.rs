@@ -1,5 +1,5 @@
-//! An edge whose clock can be set: libfaketime changes what it takes for the time of day, and leaves
-//! the monotonic clock as it is.
+//! An edge whose clock can be set: libfaketime changes its time of day, and leaves the monotonic
+//! clock as it is.
 
 use std::path::{Path, PathBuf};
 

@@ -6,8 +6,8 @@
 //! One thread (the caller's) injects faults, one after the other, drawn from a seed; reader threads
 //! never stop. A failed request is excused only by a fault of the edge that it went to, or by a
 //! change of the object that it read: a dead coordinator or database excuses nothing. At the end
-//! everything runs, readers are gone, and the rows are compared with the files. The last edge has no
-//! readers that are judged: its disk is corrupted while it runs, and its peers must notice.
+//! everything runs, readers are gone, and the rows are compared with the files. The last edge has
+//! no readers that are judged: its disk is corrupted while it runs, and its peers must notice.
 
 mod audit;
 mod clock;

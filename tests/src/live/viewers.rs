@@ -1,8 +1,8 @@
 //! Viewers that request what hls.js requests, when it requests it.
 //!
-//! With LL-HLS: the playlist with a blocking reload for the next part, over and over, and on another
-//! connection each part that a playlist lists. Without: the playlist once per segment, and the
-//! segment that is new in it.
+//! With LL-HLS: the playlist with a blocking reload for the next part, over and over, and on
+//! another connection each part that a playlist lists. Without: the playlist once per segment, and
+//! the segment that is new in it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -265,7 +265,7 @@ async fn low_latency(
         }
         let _ = listed.send(next);
         next = next.next();
-        // A viewer that fell behind goes on with the present.
+        // A viewer that fell behind continues with the present.
         if next.available_ms() + 4.0 * (PART_MS as f64) < now_ms() {
             next = PartNumber::at(now_ms());
         }

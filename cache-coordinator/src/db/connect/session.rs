@@ -7,11 +7,14 @@ use tokio_postgres::Client;
 
 use super::super::DatabaseError;
 
-/// Sets the time-outs, and the plans that the contract tests show: made once, by indexes. A plan made
-/// while a table is small and without statistics would read it whole, and be kept while it grows;
-/// and planning a look-up anew takes ten times as long as the look-up. By statements instead of start-up options, which poolers refuse or silently
-/// ignore. Settings of the role or the database that would change what statements mean, or end
-/// sessions and statements, are set back. Refuses a read-only server, which was demoted or is not promoted yet.
+/// Sets the time-outs, and makes the server plan each statement once, by its indexes, as the
+/// contract tests show. A plan made while a table is small and without statistics would read the
+/// whole table, and be kept while it grows; and planning a look-up anew takes ten times as long as
+/// the look-up.
+///
+/// Uses statements instead of start-up options, which poolers refuse or silently ignore. Resets
+/// settings of the role or the database that would change the meaning of statements, or end
+/// sessions and statements. Refuses a read-only server: it was demoted, or is not promoted yet.
 pub async fn prepare_session(
     client: &Client,
     statement_timeout: Duration,

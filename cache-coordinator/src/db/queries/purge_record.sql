@@ -1,4 +1,4 @@
--- Edges remember the number of the last purge that they carried out, and are told of the later
+-- Edges remember the number of the last purge that they carried out, and are sent the later
 -- ones. A database that was restored, or made anew, has forgotten purges and counts them again from
 -- a lower number, so a number is a time, which exceeds all that were ever given.
 INSERT INTO cache_purges (number, source, kind, value, soft, is_done, keys_before, first_path,

@@ -195,14 +195,15 @@ function edgeTable(edges) {
       },
     ],
     edges,
-    "No edge has joined yet. Start one: cache-edge serve --name NAME --data-dir DIR --coordinator URL",
+    "No edge has joined yet. Start one: " +
+      "cache-edge serve --name NAME --data-dir DIR --coordinator URL",
   );
 }
 
 // What each source costs and is worth, since its edges started.
 function sourceTable(sources) {
   const down = (d) =>
-    d.origin + " is down at " + d.edge + " for " + Format.duration(d.down_ms / 1000) + ": " + d.error;
+    `${d.origin} is down at ${d.edge} for ${Format.duration(d.down_ms / 1000)}: ${d.error}`;
   return table(
     "Sources",
     [
@@ -360,7 +361,7 @@ function verdictOf(o) {
   for (const s of o.sources)
     if (s.down.length)
       wrong.push(
-        el("li", {}, "an origin of " + s.name + " is down at " + s.down[0].edge + ": ", s.down[0].error),
+        el("li", {}, `an origin of ${s.name} is down at ${s.down[0].edge}: ${s.down[0].error}`),
       );
   for (const j of o.jobs)
     if (j.state === "failed")

@@ -1,5 +1,5 @@
 "use strict";
-// What the cache saved in the last day, by source: numbers, and a small inline SVG for each.
+// The savings of the last day, by source: numbers, and a small inline SVG for each.
 
 const Worth = (() => {
   const WIDTH = 180,

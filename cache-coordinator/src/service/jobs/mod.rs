@@ -2,7 +2,7 @@
 //!
 //! A job is a row; its progress is read from `cache_chunks`. Its wants in the scheduler are rebuilt
 //! at the start of each term and whenever one of its edges is lost, so no other state needs to
-//! survive. Outside its window a job has no wants; one with a rate gets them a few chunks at a time.
+//! survive. Outside its window a job has no wants; one with a rate gets a few chunks at a time.
 
 mod api;
 mod room;

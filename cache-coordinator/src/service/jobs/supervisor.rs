@@ -158,10 +158,11 @@ impl Jobs {
                 return Ok(());
             }
             let window = job.timing.window.as_ref();
-            let window =
-                window.and_then(|it| Some((Window::new(it)?, timing::to_proto(it).to_string())));
+            let described = |it| Some((Window::new(it)?, timing::to_proto(it).to_string()));
+            let window = window.and_then(described);
             let is_open = |(window, _): &(Window, String)| window.is_open(Timestamp::now());
             let (rate, chunk_size) = (job.timing.max_rate, entry.geometry.chunk_size());
+            let limit = |rate| ChunkRateLimiter::new(rate, chunk_size, Instant::now());
             let running = Running {
                 entry: job.entry,
                 chunks: chunks_of(&job.ranges, entry.geometry),
@@ -173,8 +174,7 @@ impl Jobs {
                 sample: None,
                 is_open: window.as_ref().is_none_or(is_open),
                 window,
-                limiter: (rate > 0)
-                    .then(|| ChunkRateLimiter::new(rate, chunk_size, Instant::now())),
+                limiter: (rate > 0).then(|| limit(rate)),
             };
             state.running.insert(job.id, running);
         }

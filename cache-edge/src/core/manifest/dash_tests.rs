@@ -341,7 +341,8 @@ proptest! {
                  ( startNumber=\"[0-9]{1,20}\")?( presentationTimeOffset=\"[0-9]{1,20}\")? \
                  media=\"[a$]{0,2}[$](Number|Time)[$]\"/?>|<SegmentTimeline>\
                  |<S( t=\"[0-9]{1,20}\")? d=\"[0-9]{1,20}\"( r=\"-?[0-9]{1,20}\")?/>\
-                 |<Representation id=\"[a-z]{0,2}\"/>|</[A-Za-z]{0,15}>|&[a-z]{0,3};|[<>\"a]){0,30}",
+                 |<Representation id=\"[a-z]{0,2}\"/>\
+                 |</[A-Za-z]{0,15}>|&[a-z]{0,3};|[<>\"a]){0,30}",
         at in any::<u64>(),
     ) {
         let in_order = format!("<MPD><Period><AdaptationSet>{text}<Representation id=\"v\"/>");

@@ -178,8 +178,8 @@ impl Reading<'_> {
     }
 }
 
-/// The text without spaces around its lines, and before durations. Playlists must not have them, but
-/// some do, and players ignore them.
+/// The text without spaces around its lines and before durations. Playlists must not have them,
+/// but some do, and players ignore them.
 fn without_spaces(text: &str) -> Cow<'_, str> {
     const INF: &str = "#EXTINF:";
     let has_spaces = |line: &str| {

@@ -202,7 +202,8 @@ fn playlists_of_a_selection() {
                 #EXT-X-MEDIA:TYPE=CLOSED-CAPTIONS,GROUP-ID=\"c\",NAME=\"c\",INSTREAM-ID=\"CC1\"\n\
                 #EXT-X-STREAM-INF:BANDWIDTH=100,RESOLUTION=640x360,AUDIO=\"a\"\nlow.m3u8\n\
                 #EXT-X-STREAM-INF:BANDWIDTH=300,RESOLUTION=1280x720,AUDIO=\"b\",SUBTITLES=\"s\"\n\
-                hd/1.m3u8\n#EXT-X-STREAM-INF:BANDWIDTH=200,RESOLUTION=960x540,AUDIO=\"a\"\nmid.m3u8\n";
+                hd/1.m3u8\n\
+                #EXT-X-STREAM-INF:BANDWIDTH=200,RESOLUTION=960x540,AUDIO=\"a\"\nmid.m3u8\n";
     let of = |selection: &str| select(text, &Selection::parse(selection)).unwrap();
     let highest = ["hd/1.m3u8", "hi.m3u8", "sub.m3u8"];
     assert_eq!(of("highest").unwrap(), highest);

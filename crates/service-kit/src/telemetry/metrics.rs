@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
-use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_client::MetricsServiceClient;
+use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_client as client;
 use opentelemetry_proto::tonic::common::v1::{
     AnyValue, InstrumentationScope, KeyValue, any_value::Value,
 };
@@ -29,7 +29,7 @@ const INTERVAL: Duration = Duration::from_secs(60);
 
 /// Sends the metrics of a process at an interval.
 pub struct MetricSender {
-    client: MetricsServiceClient<Channel>,
+    client: client::MetricsServiceClient<Channel>,
     metadata: MetadataMap,
     resource: Resource,
     interval: Duration,
@@ -59,7 +59,7 @@ impl MetricSender {
         let variable = |name| otlp::variable(name);
         let resource: ResourceAttributesWithSchema = (&otlp::resource(service, instance)).into();
         Ok(Some(Self {
-            client: MetricsServiceClient::new(channel.connect_lazy()),
+            client: client::MetricsServiceClient::new(channel.connect_lazy()),
             metadata: headers(
                 variable("OTEL_EXPORTER_OTLP_METRICS_HEADERS")
                     .or_else(|| variable("OTEL_EXPORTER_OTLP_HEADERS")),

@@ -96,7 +96,7 @@ pub struct TelemetryOptions {
     /// OTEL_EXPORTER_OTLP_ENDPOINT says it [default: none: nothing is sent]
     #[arg(long, value_name = "URL", value_parser = parse_url)]
     pub otlp_endpoint: Option<url::Url>,
-    /// What is sent: traces, the metrics of /metrics, the process's log lines; as
+    /// Signals to send: traces, the metrics of /metrics, the process's log lines; as
     /// OTEL_TRACES_EXPORTER, OTEL_METRICS_EXPORTER and OTEL_LOGS_EXPORTER say it
     /// [default: traces]
     #[arg(long, value_name = "SIGNAL", value_enum, value_delimiter = ',')]
