@@ -103,6 +103,8 @@ pub struct Metrics {
     pub commands_applied: Counter,
     /// Bytes that origins were asked for although an edge had them.
     pub asked_again_bytes: Family<CauseLabel, Counter>,
+    /// Lookups of the scheduler that cannot fail, and did.
+    pub broken_invariants: Counter,
     /// Time of one command.
     pub apply_seconds: Histogram,
     /// Chunk rows committed.
@@ -140,6 +142,7 @@ impl Default for Metrics {
             open_entries: Gauge::default(),
             commands_applied: Counter::default(),
             asked_again_bytes: Family::default(),
+            broken_invariants: Counter::default(),
             apply_seconds: LatencyBuckets.new_metric(),
             chunks_committed: Counter::default(),
             report_chunks: Histogram::new(exponential_buckets(1.0, 4.0, 8)),
@@ -202,6 +205,11 @@ impl Metrics {
             Unit::Bytes,
             self.asked_again_bytes.clone(),
         );
+        registry.register(
+            "broken_invariants",
+            "Contradictions within the scheduler's state, each a bug",
+            self.broken_invariants.clone(),
+        );
         registry.register_with_unit(
             "apply",
             "Time of one command of the plan",
@@ -226,7 +234,7 @@ impl Metrics {
         );
         registry.register(
             "drift_chunks",
-            "Rows and bytes that did not agree, found and mended",
+            "Rows and bytes that did not agree, found and repaired",
             self.drift_chunks.clone(),
         );
         registry.register(

@@ -186,6 +186,8 @@ impl<S: EntrySource> Actor<S> {
             }
             if is_tick {
                 self.metrics.asked_again(self.plan.take_asked_again());
+                let broken = scheduler::take_broken_invariants();
+                self.metrics.broken_invariants.inc_by(broken);
                 self.metrics
                     .open_entries
                     .set(i64::try_from(self.plan.entry_count()).unwrap_or(i64::MAX));

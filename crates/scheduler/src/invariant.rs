@@ -29,3 +29,15 @@ impl<T> Invariant for Option<T> {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "contradict")]
+    fn a_lookup_that_fails_panics_in_tests() {
+        assert_eq!(Some(1).expected(), Some(1));
+        None::<u8>.expected();
+    }
+}
