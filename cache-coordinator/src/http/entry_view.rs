@@ -141,7 +141,7 @@ fn flights(plan: &Plan, id: EntryId) -> Vec<Value> {
     let Some(number) = plan.directory().entry_number(id) else {
         return Vec::new();
     };
-    let flights = plan.scheduler().flights_of(number);
+    let flights = plan.scheduler().fetches_of(number);
     flights
         .map(|(edge, flight)| rendered(plan, edge, flight))
         .collect()
@@ -150,7 +150,7 @@ fn flights(plan: &Plan, id: EntryId) -> Vec<Value> {
 /// The running fetches of the whole cluster with their reasons, the most urgent first, at most
 /// `limit`.
 pub fn all_flights(plan: &Plan, limit: usize) -> Vec<Value> {
-    let mut flights: Vec<_> = plan.scheduler().flights().collect();
+    let mut flights: Vec<_> = plan.scheduler().fetches().collect();
     flights.sort_by_key(|(_, flight)| flight.level as u8);
     flights.truncate(limit);
     let told = flights.into_iter().filter_map(|(edge, flight)| {

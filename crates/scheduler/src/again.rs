@@ -58,7 +58,7 @@ impl Scheduler {
                     elsewhere.insert(held);
                 }
             }
-            let others = state.flights.iter().filter(|it| {
+            let others = state.fetches.iter().filter(|it| {
                 it.entry == fetch.entry && it.from == FetchSource::Origin && !it.cancelling
             });
             for other in others {

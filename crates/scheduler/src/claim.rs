@@ -109,6 +109,33 @@ pub struct Claim {
 }
 
 impl Claim {
+    /// A claim without a reader. Callers set the fields that differ.
+    pub fn new(
+        (edge, entry): (EdgeId, EntryNo),
+        source: SourceId,
+        level: Level,
+        span: Range<ChunkIndex>,
+        now: Millis,
+    ) -> Self {
+        Self {
+            edge,
+            entry,
+            source,
+            level,
+            cursor: span.start,
+            span,
+            ranges: None,
+            position: 0,
+            rate_bytes_per_second: 0,
+            player_buffer_ms: None,
+            viewer: 0,
+            is_expected: false,
+            since: now,
+            served: 0,
+            queued: None,
+        }
+    }
+
     /// When its owner, a viewer's next request, will be made.
     pub fn due(&self) -> Option<Millis> {
         let buffer = Millis::from(self.player_buffer_ms.unwrap_or(0));

@@ -36,21 +36,13 @@ impl Scheduler {
                 _ => self.now,
             };
             let claim = |level, span: Range<ChunkIndex>, since, rate, served| Claim {
-                edge,
-                entry: demand.entry,
-                source,
-                level,
-                cursor: span.start,
-                span,
-                ranges: None,
                 position: demand.position,
                 rate_bytes_per_second: rate,
                 player_buffer_ms: demand.player_buffer_ms,
                 viewer: demand.viewer,
                 is_expected: demand.is_expected,
-                since,
                 served,
-                queued: None,
+                ..Claim::new((edge, demand.entry), source, level, span, since)
             };
             let served = |old: &Option<Claim>| old.as_ref().map_or(0, |old| old.served);
             if demand.waiting && !wants_nothing {

@@ -9,7 +9,7 @@ use std::ops::Range;
 use chunkcache_proto::{ChunkIndex, Level};
 
 use super::Scheduler;
-use super::api::{Assignment, EdgeId, Effect, FetchId, FetchSource, SourceId};
+use super::api::{Assignment, EdgeId, Effect, EntryNo, FetchId, FetchSource, SourceId};
 use super::budget::Refusal;
 use super::claim::Owner;
 use super::invariant::Invariant;
@@ -101,7 +101,7 @@ impl Scheduler {
             }
             let (used, ahead, slots) = (
                 state.slots_used(),
-                state.handed_ahead(),
+                state.queued_ahead(),
                 state.max_downloads,
             );
             let draining = state.draining;
@@ -237,7 +237,7 @@ impl Scheduler {
                         self.let_go(key.owner, chunk, effects);
                         moved += 1;
                     }
-                    ClaimOutcome::Split(flight) => self.cancel_flight(flight, effects),
+                    ClaimOutcome::Split(fetch) => self.cancel_fetch(fetch, effects),
                     ClaimOutcome::Refused(refusal) => {
                         self.look_again_after(source, refusal);
                         let full = refusal == Refusal::Connections;
@@ -307,7 +307,7 @@ impl Scheduler {
                 ClaimOutcome::Moved
             }
             RouteOutcome::Take(route) => ClaimOutcome::Take(route),
-            RouteOutcome::Split(flight) => ClaimOutcome::Split(flight),
+            RouteOutcome::Split(fetch) => ClaimOutcome::Split(fetch),
             RouteOutcome::Refused(refusal) => ClaimOutcome::Refused(refusal),
             RouteOutcome::Wait(until) => {
                 self.requeue(owner, until.max(self.now + 1));
@@ -362,14 +362,7 @@ impl Scheduler {
             Owner::Want(_) if level >= Level::Medium => u64::MAX,
             _ => key.map_or(self.now, |key| key.deadline),
         };
-        let start_at = self.entries.get(&entry).map_or(0, |known| {
-            let range = known.geometry.chunk_range(chunks.start);
-            if range.contains(position) {
-                position
-            } else {
-                range.start
-            }
-        });
+        let start_at = self.start_in(entry, chunks.start, position);
         self.dequeue(owner);
         if let (Some(state), Some(key)) = (self.edges.get_mut(&edge), key) {
             state.queues[level as usize].served(source, key.tag, count);
@@ -387,84 +380,73 @@ impl Scheduler {
         } else {
             level
         };
-        let id = self.start_flight(
-            edge,
-            entry,
-            owner.reason(),
-            Some(owner),
-            granted,
+        let fetch = RunningFetch {
             deadline,
-            route,
+            from: route.from,
+            reason: owner.reason(),
+            owner: Some(owner),
             slot,
-            effects,
-            start_at,
-        );
-        if shared
-            && let Some(flight) = self
-                .edges
-                .get_mut(&edge)
-                .and_then(|state| state.flight_mut(id))
-        {
-            flight.shared = true;
-        }
+            shared,
+            upstream: route.upstream,
+            ..RunningFetch::new(self.next_id(), entry, source, chunks, granted, self.now)
+        };
+        self.start_fetch(edge, fetch, start_at, effects);
         self.requeue(owner, 0);
         self.mark_followers_dirty(edge, entry);
     }
 
-    /// The part of [`Self::assign`] that hedges also use.
-    #[allow(clippy::too_many_arguments)] // one call makes one flight: these are its fields
-    pub(super) fn start_flight(
+    pub(super) fn next_id(&mut self) -> FetchId {
+        self.last_assignment += 1;
+        FetchId::Coordinated(self.last_assignment)
+    }
+
+    /// The byte of a chunk at which to begin: the one its reader is at, if it is in the chunk.
+    pub(super) fn start_in(&self, entry: EntryNo, chunk: ChunkIndex, position: u64) -> u64 {
+        let Some(known) = self.entries.get(&entry).expected() else {
+            return 0;
+        };
+        let range = known.geometry.chunk_range(chunk);
+        if range.contains(position) {
+            position
+        } else {
+            range.start
+        }
+    }
+
+    /// Sends the assignment of a fetch, and records it in all indexes.
+    pub(super) fn start_fetch(
         &mut self,
         edge: EdgeId,
-        entry: super::api::EntryNo,
-        reason: super::api::Reason,
-        owner: Option<Owner>,
-        level: Level,
-        deadline: u64,
-        route: Route,
-        slot: bool,
-        effects: &mut Vec<Effect>,
+        mut fetch: RunningFetch,
         start_at: u64,
-    ) -> FetchId {
-        self.last_assignment += 1;
-        let id = FetchId::Coordinated(self.last_assignment);
-        let known = self.entries.get(&entry).expected();
-        let source = known.map_or(SourceId(0), |known| known.source);
-        let mut flight = RunningFetch {
-            deadline,
-            from: route.from,
-            reason,
-            owner,
-            slot,
-            upstream: route.upstream,
-            ..RunningFetch::new(id, entry, source, route.chunks.clone(), level, self.now)
-        };
+        effects: &mut Vec<Effect>,
+    ) {
         // Another owner may want part of it more urgently.
-        let best = self.best_claim(edge, &flight);
-        flight.level = best.map_or(level, |(best, _)| best.min(level));
-        let effect = Effect::Assign(Assignment {
-            id,
-            edge,
-            entry,
-            first_chunk: route.chunks.start,
-            chunk_count: route.chunks.end - route.chunks.start,
-            level: flight.level,
-            deadline_ms: relative(deadline, self.now),
-            start_at,
-            from: route.from,
-            reason,
-        });
-        effects.push(effect);
-        let raised = flight.level == Level::Critical && !flight.slot;
-        self.enter_flight(edge, flight, effects);
-        if raised {
-            self.claim_slot((edge, id), effects);
+        if let Some((best, _)) = self.best_claim(edge, &fetch) {
+            fetch.level = best.min(fetch.level);
         }
-        id
+        effects.push(Effect::Assign(Assignment {
+            id: fetch.id,
+            edge,
+            entry: fetch.entry,
+            first_chunk: fetch.chunks.start,
+            chunk_count: fetch.chunks.end - fetch.chunks.start,
+            level: fetch.level,
+            deadline_ms: relative(fetch.deadline, self.now),
+            start_at,
+            from: fetch.from,
+            reason: fetch.reason,
+        }));
+        let key = (edge, fetch.id);
+        let raised = fetch.level == Level::Critical && !fetch.slot;
+        self.enter_fetch(edge, fetch, effects);
+        if raised {
+            self.claim_slot(key, effects);
+        }
     }
 
     /// Sets a timer to check a CRITICAL fetch when it should have finished.
-    pub(super) fn watch_flight(&mut self, edge: EdgeId, id: FetchId, estimate: u64) {
+    pub(super) fn watch_fetch(&mut self, edge: EdgeId, id: FetchId, estimate: u64) {
         let after = self
             .config
             .late_after_ms
@@ -475,7 +457,7 @@ impl Scheduler {
         ));
     }
 
-    pub(super) fn bytes_of(&self, entry: super::api::EntryNo, chunks: &Range<ChunkIndex>) -> u64 {
+    pub(super) fn bytes_of(&self, entry: EntryNo, chunks: &Range<ChunkIndex>) -> u64 {
         let geometry = self.entries.get(&entry).map(|known| known.geometry);
         geometry.map_or(0, |geometry| {
             geometry

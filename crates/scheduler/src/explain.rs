@@ -117,30 +117,28 @@ impl Scheduler {
 
         let state = self.edges.get(&edge)?;
         let flying = state
-            .flights
+            .fetches
             .iter()
-            .filter(|flight| flight.entry == entry && flight.brings().contains(&chunk));
-        if let Some(flight) =
-            flying.min_by_key(|flight| (flight.cancelling, flight.level, flight.id))
-        {
-            let reason = self.reason_of(edge, flight);
+            .filter(|fetch| fetch.entry == entry && fetch.brings().contains(&chunk));
+        if let Some(fetch) = flying.min_by_key(|fetch| (fetch.cancelling, fetch.level, fetch.id)) {
+            let reason = self.reason_of(edge, fetch);
             let claim = self.claim_of(reason);
             return Some(Decision {
                 edge,
-                level: flight.level,
-                state: if flight.bytes_done > 0 {
+                level: fetch.level,
+                state: if fetch.bytes_done > 0 {
                     DecisionState::Running
                 } else {
                     DecisionState::Assigned
                 },
-                from: flight.from,
+                from: fetch.from,
                 reason,
                 readers,
-                deadline: timed(flight.deadline),
+                deadline: timed(fetch.deadline),
                 player_buffer_ms: claim.and_then(|it| it.player_buffer_ms),
                 viewer: claim.map_or(0, |it| it.viewer),
                 due: claim.and_then(Claim::due),
-                blocked_by: flight
+                blocked_by: fetch
                     .cancelling
                     .then_some("being cancelled; its chunk under way is finished"),
             });
@@ -212,31 +210,31 @@ impl Scheduler {
     }
 
     /// The running fetches of an entry, by edge. For the dashboard's chunk map.
-    pub fn flights_of(&self, entry: EntryNo) -> impl Iterator<Item = (EdgeId, &RunningFetch)> + '_ {
-        self.flights()
-            .filter(move |(_, flight)| flight.entry == entry)
+    pub fn fetches_of(&self, entry: EntryNo) -> impl Iterator<Item = (EdgeId, &RunningFetch)> + '_ {
+        self.fetches()
+            .filter(move |(_, fetch)| fetch.entry == entry)
     }
 
     /// Why the fetch runs now: its most urgent owner, which may differ from the owner it was begun
     /// for.
     #[must_use]
-    pub fn reason_of(&self, edge: EdgeId, flight: &RunningFetch) -> Reason {
-        if matches!(flight.reason, Reason::Hedge(_)) {
-            return flight.reason;
+    pub fn reason_of(&self, edge: EdgeId, fetch: &RunningFetch) -> Reason {
+        if matches!(fetch.reason, Reason::Hedge(_)) {
+            return fetch.reason;
         }
-        let owners = self.owners_of(edge, flight.entry, &flight.chunks);
+        let owners = self.owners_of(edge, fetch.entry, &fetch.chunks);
         // Most urgent first.
         owners
             .into_iter()
             .min()
-            .map_or(flight.reason, |owner| owner.reason())
+            .map_or(fetch.reason, |owner| owner.reason())
     }
 
     /// All running fetches, by edge.
-    pub fn flights(&self) -> impl Iterator<Item = (EdgeId, &RunningFetch)> + '_ {
+    pub fn fetches(&self) -> impl Iterator<Item = (EdgeId, &RunningFetch)> + '_ {
         self.edges
             .iter()
-            .flat_map(|(edge, state)| state.flights.iter().map(move |flight| (*edge, flight)))
+            .flat_map(|(edge, state)| state.fetches.iter().map(move |fetch| (*edge, fetch)))
     }
 
     /// Wanted chunks, by level, that no running fetch brings. The cost grows with the number of
@@ -259,9 +257,9 @@ impl Scheduler {
     #[must_use]
     pub fn running_by_level(&self) -> [u64; 4] {
         let mut counts = [0; 4];
-        for flight in self.edges.values().flat_map(|edge| &edge.flights) {
-            let left = flight.chunks.end - flight.chunks.start;
-            counts[flight.level as usize] += u64::from(left.saturating_sub(flight.chunks_done));
+        for fetch in self.edges.values().flat_map(|edge| &edge.fetches) {
+            let left = fetch.chunks.end - fetch.chunks.start;
+            counts[fetch.level as usize] += u64::from(left.saturating_sub(fetch.chunks_done));
         }
         counts
     }

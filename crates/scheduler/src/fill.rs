@@ -24,23 +24,7 @@ impl Scheduler {
                 return;
             };
             let span = 0..known.geometry.chunk_count();
-            let claim = Claim {
-                edge,
-                entry,
-                source: known.source,
-                level: Level::Low,
-                cursor: 0,
-                span,
-                ranges: None,
-                position: 0,
-                rate_bytes_per_second: 0,
-                player_buffer_ms: None,
-                viewer: 0,
-                is_expected: false,
-                since: self.now,
-                served: 0,
-                queued: None,
-            };
+            let claim = Claim::new((edge, entry), known.source, Level::Low, span, self.now);
             self.add_claim(owner, claim, &mut Vec::new());
             self.dirty.insert(edge);
         }

@@ -21,8 +21,8 @@ impl Scheduler {
                 || self.fill_goes_on(edge, entry)
         });
         let fetched = self.edges.values().any(|edge| {
-            edge.flights.iter().any(|flight| flight.entry == entry)
-                || edge.kept.iter().any(|kept| kept.entry == entry)
+            edge.fetches.iter().any(|fetch| fetch.entry == entry)
+                || edge.in_flight.iter().any(|kept| kept.entry == entry)
         });
         !used && !fetched
     }

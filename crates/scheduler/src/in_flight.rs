@@ -1,4 +1,4 @@
-//! In-flight fetches: an edge does not abort a running fetch when its session, or the coordinator,
+//! In-fetch fetches: an edge does not abort a running fetch when its session, or the coordinator,
 //! ends.
 //!
 //! They are recorded before anything is planned for their edge, so that nothing is fetched twice,
@@ -19,15 +19,15 @@ impl Scheduler {
     ) {
         let state = self.edges.entry(edge).or_default();
         if !state.alive {
-            state.kept = fetches;
+            state.in_flight = fetches;
             return;
         }
         for fetch in fetches {
-            self.take_up(edge, fetch, effects);
+            self.adopt(edge, fetch, effects);
         }
     }
 
-    pub(super) fn take_up(&mut self, edge: EdgeId, kept: InFlightFetch, effects: &mut Vec<Effect>) {
+    pub(super) fn adopt(&mut self, edge: EdgeId, kept: InFlightFetch, effects: &mut Vec<Effect>) {
         if kept.id.is_local() {
             let InFlightFetch {
                 id,
@@ -47,12 +47,12 @@ impl Scheduler {
         let Some(state) = self.edges.get(&edge).expected() else {
             return;
         };
-        if chunks.is_empty() || !state.alive || state.flight(kept.id).is_some() {
+        if chunks.is_empty() || !state.alive || state.fetch(kept.id).is_some() {
             return;
         }
         let slot = state.may_start(kept.level);
         known.replicas.entry(edge).or_default();
-        let flight = RunningFetch {
+        let fetch = RunningFetch {
             reason: Reason::InFlight,
             slot,
             ..RunningFetch::new(
@@ -64,7 +64,7 @@ impl Scheduler {
                 self.now,
             )
         };
-        self.enter_flight(edge, flight, effects);
+        self.enter_fetch(edge, fetch, effects);
         // Its claims may have another level now. Until it has any, the fetch keeps its level.
         let wanted = self.owners_of(edge, kept.entry, &chunks);
         if !wanted.is_empty() {

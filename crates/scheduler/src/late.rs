@@ -8,7 +8,6 @@ use chunkcache_proto::Level;
 use super::Scheduler;
 use super::api::{EdgeId, Effect, FetchId, FetchSource, Reason};
 use super::invariant::Invariant;
-use super::route::Route;
 use super::state::{RunningFetch, Timer};
 
 impl Scheduler {
@@ -37,40 +36,40 @@ impl Scheduler {
     }
 
     fn check_late(&mut self, edge: EdgeId, id: FetchId, effects: &mut Vec<Effect>) {
-        let Some(flight) = self.flight((edge, id)) else {
+        let Some(fetch) = self.fetch((edge, id)) else {
             // It has ended.
             return;
         };
-        if flight.cancelling || flight.level != Level::Critical || flight.twin.is_some() {
+        if fetch.cancelling || fetch.level != Level::Critical || fetch.pair.is_some() {
             return;
         }
-        let estimate = self.estimate(edge, flight);
+        let estimate = self.estimate(edge, fetch);
         let allowed = self
             .config
             .late_after_ms
             .max(estimate.saturating_mul(self.config.late_factor));
-        if !flight.slot || self.is_overtaken(edge, id) {
+        if !fetch.slot || self.is_overtaken(edge, id) {
             // Its edge has not begun it, so neither the origin nor the peer is late, and a second
             // fetch would not begin sooner.
             let now = self.now;
-            if let Some(flight) = self.flight_mut((edge, id)) {
-                flight.progress_at = now;
+            if let Some(fetch) = self.fetch_mut((edge, id)) {
+                fetch.progress_at = now;
             }
             self.timers
                 .insert((now.saturating_add(allowed), Timer::RunningFetch(edge, id)));
             return;
         }
-        let due = flight
+        let due = fetch
             .progress_at
-            .max(flight.assigned_at)
+            .max(fetch.assigned_at)
             .saturating_add(allowed);
         if self.now < due {
             self.timers.insert((due, Timer::RunningFetch(edge, id)));
             return;
         }
-        match flight.from {
+        match fetch.from {
             // It is as late as the origin fetch that it follows, which has its own hedge.
-            FetchSource::Peer(_) if flight.upstream.is_some() => {
+            FetchSource::Peer(_) if fetch.upstream.is_some() => {
                 self.timers.insert((
                     self.now.saturating_add(allowed),
                     Timer::RunningFetch(edge, id),
@@ -78,7 +77,7 @@ impl Scheduler {
             }
             FetchSource::Peer(peer) => {
                 self.peer_failed(edge, peer);
-                self.cancel_flight((edge, id), effects);
+                self.cancel_fetch((edge, id), effects);
             }
             FetchSource::Origin => {
                 self.hedge(edge, id, effects);
@@ -96,13 +95,13 @@ impl Scheduler {
         let Some(state) = self.edges.get(&edge).expected() else {
             return false;
         };
-        let place = |flight: &RunningFetch| (flight.level, flight.deadline, flight.id);
-        let under_way = state.flights.iter().filter(|flight| !flight.cancelling);
-        let own = under_way.clone().find(|flight| flight.id == id).map(place);
+        let place = |fetch: &RunningFetch| (fetch.level, fetch.deadline, fetch.id);
+        let under_way = state.fetches.iter().filter(|fetch| !fetch.cancelling);
+        let own = under_way.clone().find(|fetch| fetch.id == id).map(place);
         let most = state.max_downloads as usize;
         own.is_some_and(|own| {
             under_way
-                .filter(|flight| place(flight) < own)
+                .filter(|fetch| place(fetch) < own)
                 .nth(most)
                 .is_some()
         })
@@ -110,11 +109,11 @@ impl Scheduler {
 
     /// Starts a second fetch of the remaining chunks of a late one.
     fn hedge(&mut self, edge: EdgeId, id: FetchId, effects: &mut Vec<Effect>) {
-        let Some(flight) = self.flight((edge, id)).expected() else {
+        let Some(fetch) = self.fetch((edge, id)).expected() else {
             return;
         };
-        let (entry, source, deadline) = (flight.entry, flight.source, flight.deadline);
-        let chunk = flight.current();
+        let (entry, source, deadline) = (fetch.entry, fetch.source, fetch.deadline);
+        let chunk = fetch.current();
         let Some(state) = self.edges.get(&edge).expected() else {
             return;
         };
@@ -127,49 +126,22 @@ impl Scheduler {
         }
         let slot = state.slots_used() <= state.max_downloads
             || self.preempt(edge, Level::Critical, effects);
-        let start = self
-            .entries
-            .get(&entry)
-            .map_or(0, |entry| entry.geometry.chunk_range(chunk).start);
         let waited = self.owners_of(edge, entry, &(chunk..chunk + 1));
-        let start_at = waited
-            .iter()
-            .filter_map(|owner| self.claims.get(owner))
-            .map(|claim| claim.position)
-            .max()
-            .unwrap_or(0);
-        let chunk_end = self
-            .entries
-            .get(&entry)
-            .map_or(0, |entry| entry.geometry.chunk_range(chunk).end);
-        let start_at = if (start..chunk_end).contains(&start_at) {
-            start_at
-        } else {
-            start
-        };
-        let route = Route {
-            chunks: chunk..chunk + 1,
-            from: FetchSource::Origin,
-            upstream: None,
-        };
-        let reason = Reason::Hedge(id);
-        let twin = self.start_flight(
-            edge,
-            entry,
-            reason,
-            None,
-            Level::Critical,
+        let claims = waited.iter().filter_map(|owner| self.claims.get(owner));
+        let position = claims.map(|claim| claim.position).max().unwrap_or(0);
+        let start_at = self.start_in(entry, chunk, position);
+        let chunks = chunk..chunk + 1;
+        let second = self.next_id();
+        let fetch = RunningFetch {
             deadline,
-            route,
+            reason: Reason::Hedge(id),
             slot,
-            effects,
-            start_at,
-        );
-        if let Some(flight) = self.flight_mut((edge, id)) {
-            flight.twin = Some(twin);
-        }
-        if let Some(flight) = self.flight_mut((edge, twin)) {
-            flight.twin = Some(id);
+            pair: Some(id),
+            ..RunningFetch::new(second, entry, source, chunks, Level::Critical, self.now)
+        };
+        self.start_fetch(edge, fetch, start_at, effects);
+        if let Some(fetch) = self.fetch_mut((edge, id)) {
+            fetch.pair = Some(second);
         }
     }
 }

@@ -27,13 +27,13 @@ impl Scheduler {
         state.faulted_until = 0;
         state.faults = 0;
         state.refused_until.clear();
-        let kept = std::mem::take(&mut state.kept);
+        let kept = std::mem::take(&mut state.in_flight);
         for other in self.edges.values_mut() {
             other.peers.remove(&edge);
         }
         self.update_slots(edge);
         for fetch in kept {
-            self.take_up(edge, fetch, effects);
+            self.adopt(edge, fetch, effects);
         }
         self.quota_session_began(edge);
         self.ensure_fills_of_edge(edge);
@@ -64,15 +64,15 @@ impl Scheduler {
             return;
         };
         state.alive = false;
-        let flights: Vec<_> = state.flights.iter().map(|flight| flight.id).collect();
+        let fetches: Vec<_> = state.fetches.iter().map(|fetch| fetch.id).collect();
         self.edges_with_slots.remove(edge);
         self.quota_session_ended(edge, effects);
-        for id in flights {
-            let Some(flight) = self.end_flight((edge, id)).expected() else {
+        for id in fetches {
+            let Some(fetch) = self.end_fetch((edge, id)).expected() else {
                 continue;
             };
-            self.stop_followers(&flight, effects);
-            if let Some(upstream) = flight.upstream {
+            self.stop_followers(&fetch, effects);
+            if let Some(upstream) = fetch.upstream {
                 self.reassess(upstream, Withdrawal::Superseded, effects);
             }
         }
@@ -93,12 +93,12 @@ impl Scheduler {
         let from_it: Vec<_> = self
             .edges
             .iter()
-            .flat_map(|(&other, state)| state.flights.iter().map(move |flight| (other, flight)))
-            .filter(|(_, flight)| flight.from == FetchSource::Peer(edge))
-            .map(|(other, flight)| (other, flight.id))
+            .flat_map(|(&other, state)| state.fetches.iter().map(move |fetch| (other, fetch)))
+            .filter(|(_, fetch)| fetch.from == FetchSource::Peer(edge))
+            .map(|(other, fetch)| (other, fetch.id))
             .collect();
         for key in from_it {
-            self.cancel_flight(key, effects);
+            self.cancel_fetch(key, effects);
         }
         let entries: Vec<_> = self
             .entries
@@ -136,15 +136,15 @@ impl Scheduler {
             return;
         };
         known.registered = false;
-        let flights: Vec<_> = self
+        let fetches: Vec<_> = self
             .edges
             .iter()
-            .flat_map(|(&edge, state)| state.flights.iter().map(move |flight| (edge, flight)))
-            .filter(|(_, flight)| flight.source == source)
-            .map(|(edge, flight)| (edge, flight.id))
+            .flat_map(|(&edge, state)| state.fetches.iter().map(move |fetch| (edge, fetch)))
+            .filter(|(_, fetch)| fetch.source == source)
+            .map(|(edge, fetch)| (edge, fetch.id))
             .collect();
-        for key in flights {
-            self.cancel_flight(key, effects);
+        for key in fetches {
+            self.cancel_fetch(key, effects);
         }
         self.ensure_fills_of_source(source);
     }
@@ -209,15 +209,15 @@ impl Scheduler {
             return;
         };
         known.changed = true;
-        let flights: Vec<_> = self
+        let fetches: Vec<_> = self
             .edges
             .iter()
-            .flat_map(|(&edge, state)| state.flights.iter().map(move |flight| (edge, flight)))
-            .filter(|(_, flight)| flight.entry == entry)
-            .map(|(edge, flight)| (edge, flight.id))
+            .flat_map(|(&edge, state)| state.fetches.iter().map(move |fetch| (edge, fetch)))
+            .filter(|(_, fetch)| fetch.entry == entry)
+            .map(|(edge, fetch)| (edge, fetch.id))
             .collect();
-        for key in flights {
-            self.cancel_flight(key, effects);
+        for key in fetches {
+            self.cancel_fetch(key, effects);
         }
     }
 }

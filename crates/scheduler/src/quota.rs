@@ -341,10 +341,10 @@ impl Scheduler {
             return;
         };
         let mut assigned: BTreeMap<SourceId, u32> = BTreeMap::new();
-        for flight in &state.flights {
+        for fetch in &state.fetches {
             // Local fetches use connections of the edge's grant.
-            if flight.is_from_origin() && !flight.is_local() {
-                *assigned.entry(flight.source).or_default() += 1;
+            if fetch.is_from_origin() && !fetch.is_local() {
+                *assigned.entry(fetch.source).or_default() += 1;
             }
         }
         let expires = now.saturating_add(LEASE_MS);
@@ -402,8 +402,8 @@ impl Scheduler {
         };
         state.quota_reported = 0;
         state.quota_expires = now.saturating_add(LEASE_MS);
-        for flight in state.flights.iter().filter(|flight| !flight.is_local()) {
-            if let Some(source) = self.sources.get_mut(&flight.source)
+        for fetch in state.fetches.iter().filter(|fetch| !fetch.is_local()) {
+            if let Some(source) = self.sources.get_mut(&fetch.source)
                 && let Some(absent) = source.absent.get_mut(&edge)
             {
                 let left = absent.granted.connections.saturating_sub(1);

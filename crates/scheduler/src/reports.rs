@@ -15,42 +15,39 @@ use crate::edge_choice::mix;
 impl Scheduler {
     pub(super) fn fetch_progressed(&mut self, edge: EdgeId, id: FetchId, bytes_done: u64) {
         let state = self.edges.get_mut(&edge);
-        let Some(flight) = state.and_then(|state| state.flight_mut(id)) else {
+        let Some(fetch) = state.and_then(|state| state.fetch_mut(id)) else {
             // It ended with its session, or was never recorded.
             return;
         };
-        if bytes_done > flight.bytes_done || flight.bytes_done == 0 {
-            flight.progress_at = self.now;
+        if bytes_done > fetch.bytes_done || fetch.bytes_done == 0 {
+            fetch.progress_at = self.now;
         }
         // None: its entry was closed, and it is stopping.
-        let geometry = self.entries.get(&flight.entry).map(|entry| entry.geometry);
-        flight.bytes_done = flight.bytes_done.max(bytes_done);
+        let geometry = self.entries.get(&fetch.entry).map(|entry| entry.geometry);
+        fetch.bytes_done = fetch.bytes_done.max(bytes_done);
         let chunk_size = geometry.map_or(1, |geometry| u64::from(geometry.chunk_size()));
-        flight.chunks_done = u32::try_from(flight.bytes_done / chunk_size).unwrap_or(u32::MAX);
+        fetch.chunks_done = u32::try_from(fetch.bytes_done / chunk_size).unwrap_or(u32::MAX);
     }
 
     pub(super) fn fetch_finished(&mut self, edge: EdgeId, id: FetchId, effects: &mut Vec<Effect>) {
-        let Some(flight) = self.flight((edge, id)) else {
+        let Some(fetch) = self.fetch((edge, id)) else {
             // It ended with its session, or was never recorded.
             return;
         };
-        let (entry, chunks, followers) = (
-            flight.entry,
-            flight.chunks.clone(),
-            flight.followers.clone(),
-        );
-        let (twin, from, source) = (flight.twin, flight.from, flight.source);
-        let took = self.now.saturating_sub(flight.assigned_at)
+        let (entry, chunks, followers) =
+            (fetch.entry, fetch.chunks.clone(), fetch.followers.clone());
+        let (pair, from, source) = (fetch.pair, fetch.from, fetch.source);
+        let took = self.now.saturating_sub(fetch.assigned_at)
             / u64::from(chunks.end - chunks.start).max(1);
         let bytes = self.bytes_of(entry, &chunks);
-        if let Some(flight) = self.flight_mut((edge, id)) {
+        if let Some(fetch) = self.fetch_mut((edge, id)) {
             // All bytes arrived, whatever the progress reports said.
-            flight.bytes_done = bytes;
+            fetch.bytes_done = bytes;
         }
         self.hold(edge, entry, chunks.clone(), effects);
-        self.end_flight((edge, id));
-        if let Some(twin) = twin {
-            self.cancel_flight((edge, twin), effects);
+        self.end_fetch((edge, id));
+        if let Some(pair) = pair {
+            self.cancel_fetch((edge, pair), effects);
         }
         match from {
             FetchSource::Origin => {
@@ -77,21 +74,21 @@ impl Scheduler {
             state.faults = 0;
         }
         for follower in followers {
-            if let Some(flight) = self.flight_mut(follower) {
-                flight.upstream = None;
+            if let Some(fetch) = self.fetch_mut(follower) {
+                fetch.upstream = None;
                 // It was waiting for the origin, so its peer is not late yet.
-                flight.progress_at = now;
+                fetch.progress_at = now;
             }
         }
     }
 
     pub(super) fn fetch_cancelled(&mut self, edge: EdgeId, id: FetchId, effects: &mut Vec<Effect>) {
-        let Some(flight) = self.end_flight((edge, id)) else {
+        let Some(fetch) = self.end_fetch((edge, id)) else {
             // It ended with its session, or was never recorded.
             return;
         };
-        self.stop_followers(&flight, effects);
-        if let Some(upstream) = flight.upstream {
+        self.stop_followers(&fetch, effects);
+        if let Some(upstream) = fetch.upstream {
             self.reassess(upstream, Withdrawal::Superseded, effects);
         }
     }
@@ -104,18 +101,18 @@ impl Scheduler {
         retry_after: Option<Millis>,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(flight) = self.end_flight((edge, id)) else {
+        let Some(fetch) = self.end_fetch((edge, id)) else {
             // It ended with its session, or was never recorded.
             return;
         };
-        self.stop_followers(&flight, effects);
+        self.stop_followers(&fetch, effects);
         match fault {
             Fault::Origin | Fault::Busy => {
                 let is_of_source = fault == Fault::Busy;
-                self.origin_failed(flight.entry, retry_after, is_of_source);
+                self.origin_failed(fetch.entry, retry_after, is_of_source);
             }
             Fault::Peer => {
-                if let FetchSource::Peer(peer) = flight.from {
+                if let FetchSource::Peer(peer) = fetch.from {
                     self.peer_failed(edge, peer);
                 }
             }
@@ -133,9 +130,9 @@ impl Scheduler {
                 state.faulted_until = self.now.saturating_add(rest);
                 self.timers.insert((state.faulted_until, Timer::Edge(edge)));
             }
-            Fault::Changed => self.entry_changed(flight.entry, effects),
-            Fault::Quota => self.quota_used_up(edge, flight.source),
-            Fault::Unsigned => self.unsigned(edge, flight.entry),
+            Fault::Changed => self.entry_changed(fetch.entry, effects),
+            Fault::Quota => self.quota_used_up(edge, fetch.source),
+            Fault::Unsigned => self.unsigned(edge, fetch.entry),
         }
     }
 
@@ -157,9 +154,9 @@ impl Scheduler {
 
     /// Cancels the fetches that follow this one, so that they are planned again: it brings nothing
     /// more.
-    pub(super) fn stop_followers(&mut self, flight: &RunningFetch, effects: &mut Vec<Effect>) {
-        for &follower in &flight.followers {
-            self.cancel_flight(follower, effects);
+    pub(super) fn stop_followers(&mut self, fetch: &RunningFetch, effects: &mut Vec<Effect>) {
+        for &follower in &fetch.followers {
+            self.cancel_fetch(follower, effects);
         }
     }
 
@@ -182,17 +179,17 @@ impl Scheduler {
             // The edge is not known.
             return;
         };
-        if chunks.is_empty() || !state.alive || state.flight(id).is_some() {
+        if chunks.is_empty() || !state.alive || state.fetch(id).is_some() {
             return;
         }
         let slot = state.may_start(level);
         known.replicas.entry(edge).or_default();
-        let flight = RunningFetch {
+        let fetch = RunningFetch {
             slot,
             reason: Reason::Own,
             ..RunningFetch::new(id, entry, source, chunks, level, self.now)
         };
-        self.enter_flight(edge, flight, effects);
+        self.enter_fetch(edge, fetch, effects);
         self.give_slots_to_critical(edge, effects);
         self.mark_followers_dirty(edge, entry);
         self.dirty.insert(edge);

@@ -5,10 +5,10 @@ use std::ops::Range;
 use chunkcache_proto::{ChunkIndex, Level};
 
 use super::Scheduler;
-use super::api::{EdgeId, EntryNo, FetchSource, Millis};
+use super::api::{EdgeId, EntryNo, FetchId, FetchSource, Millis};
 use super::budget::Refusal;
 use super::invariant::Invariant;
-use super::state::{FetchKey, Timer};
+use super::state::{Edge, Entry, FetchKey, Timer};
 
 /// How many other edges to look at for one chunk.
 const MAX_PEERS_LOOKED_AT: usize = 64;
@@ -38,6 +38,26 @@ pub enum RouteOutcome {
     Wait(Millis),
     /// The origin cannot be asked at this level now.
     Refused(Refusal),
+}
+
+/// What other edges offer for a run of chunks. Of several offers of a kind, the least is the best.
+struct Offers {
+    /// A peer that holds the first chunk: its uploads, how long it takes for a chunk, the peer, and
+    /// where its chunks end.
+    holder: Option<(u32, Millis, EdgeId, ChunkIndex)>,
+    /// A peer that is receiving it from the origin: its uploads, the peer, its fetch, and where
+    /// that ends.
+    receiver: Option<(u32, EdgeId, FetchId, ChunkIndex)>,
+    /// Another edge has the first chunk, or gets it: the origin is not asked for it.
+    is_taken: bool,
+    /// Where a run from the origin would end, because other edges have what follows, or get it.
+    origin_end: ChunkIndex,
+    /// See [`RouteOutcome::Split`].
+    split: Option<FetchKey>,
+}
+
+fn least<T: Ord>(best: Option<T>, offer: T) -> Option<T> {
+    best.into_iter().chain([offer]).min()
 }
 
 impl Scheduler {
@@ -72,96 +92,25 @@ impl Scheduler {
         end = replica.covered.first_present(gap..end).unwrap_or(end);
         end = self.before_more_urgent(edge, entry, gap, end, level);
 
-        let uploads_allowed =
-            self.config.max_uploads_per_edge * if level == Level::Critical { 2 } else { 1 };
-        let usable = |peer: EdgeId| {
-            let view = me.peers.get(&peer);
-            view.is_none_or(|view| view.bad_until <= self.now)
-        };
-        let worth_waiting = |peer: EdgeId| {
-            let failures = me.peers.get(&peer).map_or(0, |view| view.failures);
-            level != Level::Critical && failures <= PATIENT_FAILURES
-        };
-        let mut holder: Option<(u32, Millis, EdgeId, ChunkIndex)> = None;
-        let mut receiver: Option<(u32, EdgeId, super::api::FetchId, ChunkIndex)> = None;
-        let mut taken = false;
-        let mut origin_end = end;
-        let around = known
-            .replicas
-            .range(edge..)
-            .chain(known.replicas.range(..edge));
-        for (&peer, other_replica) in around
-            .filter(|&(&peer, _)| peer != edge)
-            .take(MAX_PEERS_LOOKED_AT)
-        {
-            let Some(other) = self.edges.get(&peer).expected() else {
-                continue;
-            };
-            if !other.alive {
-                continue;
-            }
-            let usable = usable(peer);
-            if let Some(held_to) = other_replica.held.run_end(gap) {
-                let cost = me
-                    .peers
-                    .get(&peer)
-                    .and_then(|view| view.chunk_fetch_ms)
-                    .unwrap_or(0);
-                let offer = (other.uploads, cost, peer, held_to.min(end));
-                if usable && other.uploads < uploads_allowed {
-                    holder = Some(holder.map_or(offer, |best| best.min(offer)));
-                }
-                taken |= usable || worth_waiting(peer);
-                continue;
-            }
-            if (usable || worth_waiting(peer))
-                && let Some(next) = other_replica.held.first_present(gap..origin_end)
-            {
-                origin_end = next;
-            }
-            for flight in other
-                .flights
-                .iter()
-                .filter(|flight| flight.entry == entry && flight.is_from_origin())
-            {
-                let brings = flight.brings();
-                if brings.contains(&gap) {
-                    // One fetch at a time, except that a blocked reader does not wait for a peer
-                    // that failed it.
-                    taken |= usable || level != Level::Critical;
-                    let far = flight.current().saturating_add(2) <= gap;
-                    if flight.cancelling {
-                        continue;
-                    }
-                    if level == Level::Critical && far && !flight.is_local() {
-                        return RouteOutcome::Split((peer, flight.id));
-                    }
-                    let offer = (other.uploads, peer, flight.id, brings.end.min(end));
-                    if usable && other.uploads < uploads_allowed {
-                        receiver = Some(receiver.map_or(offer, |best| best.min(offer)));
-                    }
-                } else if brings.start > gap {
-                    origin_end = origin_end.min(brings.start);
-                }
-            }
+        let offers = self.offers((edge, me), (entry, known), gap..end, level);
+        if let Some(fetch) = offers.split {
+            return RouteOutcome::Split(fetch);
         }
-        if let Some((_, _, peer, end)) = holder {
-            let chunks = gap..end;
+        if let Some((_, _, peer, end)) = offers.holder {
             return RouteOutcome::Take(Route {
-                chunks,
+                chunks: gap..end,
                 from: FetchSource::Peer(peer),
                 upstream: None,
             });
         }
-        if let Some((_, peer, flight, end)) = receiver {
-            let upstream = Some((peer, flight));
+        if let Some((_, peer, id, end)) = offers.receiver {
             return RouteOutcome::Take(Route {
                 chunks: gap..end,
                 from: FetchSource::Peer(peer),
-                upstream,
+                upstream: Some((peer, id)),
             });
         }
-        if taken {
+        if offers.is_taken {
             return RouteOutcome::Wait(self.now + LOOK_AGAIN_MS);
         }
         let unsigned_until = self.unsigned_until((edge, entry), level);
@@ -169,7 +118,82 @@ impl Scheduler {
         if until > self.now {
             return RouteOutcome::Wait(until);
         }
-        self.ask_origin((edge, entry), gap..origin_end.max(gap + 1), level, ahead)
+        let chunks = gap..offers.origin_end.max(gap + 1);
+        self.ask_origin((edge, entry), chunks, level, ahead)
+    }
+
+    /// Looks at the other edges for a run of chunks.
+    fn offers(
+        &self,
+        (edge, me): (EdgeId, &Edge),
+        (entry, known): (EntryNo, &Entry),
+        run: Range<ChunkIndex>,
+        level: Level,
+    ) -> Offers {
+        let is_critical = level == Level::Critical;
+        let max_uploads = self.config.max_uploads_per_edge * if is_critical { 2 } else { 1 };
+        let gap = run.start;
+        let mut offers = Offers {
+            holder: None,
+            receiver: None,
+            is_taken: false,
+            origin_end: run.end,
+            split: None,
+        };
+        let replicas = &known.replicas;
+        let around = replicas.range(edge..).chain(replicas.range(..edge));
+        let others = around.filter(|&(&peer, _)| peer != edge);
+        for (&peer, replica) in others.take(MAX_PEERS_LOOKED_AT) {
+            let Some(other) = self.edges.get(&peer).expected() else {
+                continue;
+            };
+            if !other.alive {
+                continue;
+            }
+            let view = me.peers.get(&peer);
+            let is_usable = view.is_none_or(|view| view.bad_until <= self.now);
+            let is_trusted = view.is_none_or(|view| view.failures <= PATIENT_FAILURES);
+            let is_awaited = is_usable || (!is_critical && is_trusted);
+            let may_send = is_usable && other.uploads < max_uploads;
+            if let Some(held_to) = replica.held.run_end(gap) {
+                if may_send {
+                    let cost = view.and_then(|view| view.chunk_fetch_ms).unwrap_or(0);
+                    let offer = (other.uploads, cost, peer, held_to.min(run.end));
+                    offers.holder = least(offers.holder, offer);
+                }
+                offers.is_taken |= is_awaited;
+                continue;
+            }
+            if is_awaited && let Some(next) = replica.held.first_present(gap..offers.origin_end) {
+                offers.origin_end = next;
+            }
+            let receiving = other.fetches.iter();
+            for fetch in receiving.filter(|it| it.entry == entry && it.is_from_origin()) {
+                let brings = fetch.brings();
+                if !brings.contains(&gap) {
+                    if brings.start > gap {
+                        offers.origin_end = offers.origin_end.min(brings.start);
+                    }
+                    continue;
+                }
+                // One fetch at a time, except that a blocked reader does not wait for a peer that
+                // failed it.
+                offers.is_taken |= is_usable || !is_critical;
+                if fetch.cancelling {
+                    continue;
+                }
+                let is_far = fetch.current().saturating_add(2) <= gap;
+                if is_critical && is_far && !fetch.is_local() {
+                    offers.split = Some((peer, fetch.id));
+                    return offers;
+                }
+                if may_send {
+                    let offer = (other.uploads, peer, fetch.id, brings.end.min(run.end));
+                    offers.receiver = least(offers.receiver, offer);
+                }
+            }
+        }
+        offers
     }
 
     fn ask_origin(

@@ -22,23 +22,23 @@ pub enum Withdrawal {
 }
 
 impl Scheduler {
-    pub(super) fn enter_flight(
+    pub(super) fn enter_fetch(
         &mut self,
         edge: EdgeId,
-        flight: RunningFetch,
+        fetch: RunningFetch,
         effects: &mut Vec<Effect>,
     ) {
-        self.count_again(edge, &flight);
-        let key = (edge, flight.id);
-        let (from, source, level) = (flight.from, flight.source, flight.level);
-        let (upstream, local) = (flight.upstream, flight.is_local());
-        if let Some(replica) = self.replica_mut(edge, flight.entry) {
-            replica.covered.insert(flight.chunks.clone());
+        self.count_again(edge, &fetch);
+        let key = (edge, fetch.id);
+        let (from, source, level) = (fetch.from, fetch.source, fetch.level);
+        let (upstream, local) = (fetch.upstream, fetch.is_local());
+        if let Some(replica) = self.replica_mut(edge, fetch.entry) {
+            replica.covered.insert(fetch.chunks.clone());
         }
         // Record it before anything is preempted for it: which chunks a cancelled fetch leaves
         // missing is computed from the recorded fetches.
         if let Some(state) = self.edges.get_mut(&edge) {
-            state.flights.push(flight);
+            state.fetches.push(fetch);
         }
         self.update_slots(edge);
         match from {
@@ -64,23 +64,23 @@ impl Scheduler {
             }
         }
         if level == Level::Critical
-            && let Some(flight) = self.flight(key)
+            && let Some(fetch) = self.fetch(key)
         {
-            let estimate = self.estimate(edge, flight);
-            self.watch_flight(edge, key.1, estimate);
+            let estimate = self.estimate(edge, fetch);
+            self.watch_fetch(edge, key.1, estimate);
         }
         if let Some(upstream) = upstream {
-            if let Some(flight) = self.flight_mut(upstream) {
-                flight.followers.push(key);
+            if let Some(fetch) = self.fetch_mut(upstream) {
+                fetch.followers.push(key);
             }
             self.reassess(upstream, Withdrawal::Advanced, effects);
         }
     }
 
     /// The estimated time to fetch one chunk of this fetch.
-    pub(super) fn estimate(&self, edge: EdgeId, flight: &RunningFetch) -> Millis {
-        match flight.from {
-            FetchSource::Origin => self.origin_estimate(flight.source),
+    pub(super) fn estimate(&self, edge: EdgeId, fetch: &RunningFetch) -> Millis {
+        match fetch.from {
+            FetchSource::Origin => self.origin_estimate(fetch.source),
             FetchSource::Peer(peer) => {
                 let view = self.edges.get(&edge).and_then(|edge| edge.peers.get(&peer));
                 view.and_then(|view| view.chunk_fetch_ms)
@@ -89,35 +89,28 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn flight(&self, (edge, id): FetchKey) -> Option<&RunningFetch> {
-        self.edges.get(&edge)?.flight(id)
+    pub(super) fn fetch(&self, (edge, id): FetchKey) -> Option<&RunningFetch> {
+        self.edges.get(&edge)?.fetch(id)
     }
 
-    pub(super) fn flight_mut(&mut self, (edge, id): FetchKey) -> Option<&mut RunningFetch> {
-        self.edges.get_mut(&edge)?.flight_mut(id)
+    pub(super) fn fetch_mut(&mut self, (edge, id): FetchKey) -> Option<&mut RunningFetch> {
+        self.edges.get_mut(&edge)?.fetch_mut(id)
     }
 
     /// The most urgent claim on a fetch, from its own edge or from fetches that follow it.
-    pub(super) fn best_claim(
-        &self,
-        edge: EdgeId,
-        flight: &RunningFetch,
-    ) -> Option<(Level, Millis)> {
-        let entry = self.entries.get(&flight.entry)?;
-        let follower = |&key: &FetchKey| {
-            self.flight(key)
-                .map(|flight| (flight.level, flight.deadline))
-        };
-        let mut best = flight.followers.iter().filter_map(follower).min();
+    pub(super) fn best_claim(&self, edge: EdgeId, fetch: &RunningFetch) -> Option<(Level, Millis)> {
+        let entry = self.entries.get(&fetch.entry)?;
+        let follower = |&key: &FetchKey| self.fetch(key).map(|fetch| (fetch.level, fetch.deadline));
+        let mut best = fetch.followers.iter().filter_map(follower).min();
         let Some(replica) = entry.replicas.get(&edge).expected() else {
             return best;
         };
-        let chunks = flight.chunks.clone();
+        let chunks = fetch.chunks.clone();
         let least = Owner::Waiting(super::api::ReaderId {
             edge: EdgeId(0),
             number: 0,
         });
-        let own_fill = flight.owner.is_some_and(Owner::is_background);
+        let own_fill = fetch.owner.is_some_and(Owner::is_background);
         let waiting = replica
             .waiting
             .range((chunks.start, least)..(chunks.end, least))
@@ -168,18 +161,18 @@ impl Scheduler {
         let Some(state) = self.edges.get(&edge).expected() else {
             return;
         };
-        let brings = |flight: &&RunningFetch| {
-            flight.entry == entry && !flight.cancelling && flight.chunks.contains(&chunk)
+        let brings = |fetch: &&RunningFetch| {
+            fetch.entry == entry && !fetch.cancelling && fetch.chunks.contains(&chunk)
         };
         let found: Vec<_> = state
-            .flights
+            .fetches
             .iter()
             .filter(brings)
-            .map(|flight| (flight.id, flight.current(), flight.is_local()))
+            .map(|fetch| (fetch.id, fetch.current(), fetch.is_local()))
             .collect();
         for (id, current, local) in found {
             if current.saturating_add(2) <= chunk && !local {
-                self.cancel_flight((edge, id), effects);
+                self.cancel_fetch((edge, id), effects);
             } else {
                 self.reassess((edge, id), Withdrawal::Advanced, effects);
             }
@@ -197,14 +190,14 @@ impl Scheduler {
         let Some(state) = self.edges.get(&edge).expected() else {
             return;
         };
-        let touched = |flight: &&RunningFetch| {
-            flight.entry == entry && !flight.cancelling && flight.overlaps(chunks)
+        let touched = |fetch: &&RunningFetch| {
+            fetch.entry == entry && !fetch.cancelling && fetch.overlaps(chunks)
         };
         let touched: Vec<_> = state
-            .flights
+            .fetches
             .iter()
             .filter(touched)
-            .map(|flight| flight.id)
+            .map(|fetch| fetch.id)
             .collect();
         for id in touched {
             self.reassess((edge, id), how, effects);
@@ -213,30 +206,29 @@ impl Scheduler {
 
     /// Sets a fetch to the level at which it is wanted now.
     pub(super) fn reassess(&mut self, key: FetchKey, how: Withdrawal, effects: &mut Vec<Effect>) {
-        let Some(flight) = self.flight(key) else {
+        let Some(fetch) = self.fetch(key) else {
             // A fetch that this one followed has ended.
             return;
         };
-        if flight.cancelling || flight.is_local() {
+        if fetch.cancelling || fetch.is_local() {
             return;
         }
-        if matches!(flight.reason, Reason::Hedge(_))
-            && flight.twin.is_some()
+        if matches!(fetch.reason, Reason::Hedge(_))
+            && fetch.pair.is_some()
             && how == Withdrawal::Advanced
         {
             return;
         }
-        let best = self.best_claim(key.0, flight);
+        let best = self.best_claim(key.0, fetch);
         let (level, deadline) = match best {
             // A starvation grant keeps its level.
-            Some((level, deadline)) if flight.shared => (level.min(flight.level), deadline),
+            Some((level, deadline)) if fetch.shared => (level.min(fetch.level), deadline),
             Some(best) => best,
             None => {
-                let last_chunk = flight.current() + 1 >= flight.chunks.end;
-                let begun =
-                    flight.bytes_done > 0 || (flight.level == Level::Critical && flight.slot);
+                let last_chunk = fetch.current() + 1 >= fetch.chunks.end;
+                let begun = fetch.bytes_done > 0 || (fetch.level == Level::Critical && fetch.slot);
                 if how == Withdrawal::Superseded && !(last_chunk && begun) {
-                    return self.cancel_flight(key, effects);
+                    return self.cancel_fetch(key, effects);
                 }
                 (Level::Low, Millis::MAX)
             }
@@ -252,24 +244,24 @@ impl Scheduler {
         effects: &mut Vec<Effect>,
     ) {
         let now = self.now;
-        let Some(flight) = self.flight_mut(key).expected() else {
+        let Some(fetch) = self.fetch_mut(key).expected() else {
             return;
         };
-        let was = flight.level;
+        let was = fetch.level;
         if was == level {
             return;
         }
-        flight.level = level;
-        flight.deadline = deadline;
+        fetch.level = level;
+        fetch.deadline = deadline;
         let (source, origin, upstream, had_slot) = (
-            flight.source,
-            flight.is_from_origin(),
-            flight.upstream,
-            flight.slot,
+            fetch.source,
+            fetch.is_from_origin(),
+            fetch.upstream,
+            fetch.slot,
         );
         self.dirty.insert(key.0);
-        let flight = self.flight(key);
-        let estimate = flight.map_or(0, |flight| self.estimate(key.0, flight));
+        let fetch = self.fetch(key);
+        let estimate = fetch.map_or(0, |fetch| self.estimate(key.0, fetch));
         effects.push(Effect::Reprioritise {
             edge: key.0,
             assignment: key.1,
@@ -287,7 +279,7 @@ impl Scheduler {
             source.fetches.insert((level, key.0, key.1));
         }
         if level == Level::Critical {
-            self.watch_flight(key.0, key.1, estimate);
+            self.watch_fetch(key.0, key.1, estimate);
             if !had_slot {
                 self.claim_slot(key, effects);
             }
@@ -302,24 +294,24 @@ impl Scheduler {
 
     /// Tells the edge to stop. It finishes its current chunk. The others may be assigned again at
     /// once, because the edge receives a later assignment after the cancellation.
-    pub(super) fn cancel_flight(&mut self, key: FetchKey, effects: &mut Vec<Effect>) {
-        let Some(flight) = self.flight_mut(key).expected() else {
+    pub(super) fn cancel_fetch(&mut self, key: FetchKey, effects: &mut Vec<Effect>) {
+        let Some(fetch) = self.fetch_mut(key).expected() else {
             return;
         };
-        if flight.cancelling {
+        if fetch.cancelling {
             return;
         }
-        flight.cancelling = true;
-        flight.slot = false;
-        let (entry, chunks) = (flight.entry, flight.chunks.clone());
-        let followers = std::mem::take(&mut flight.followers);
+        fetch.cancelling = true;
+        fetch.slot = false;
+        let (entry, chunks) = (fetch.entry, fetch.chunks.clone());
+        let followers = std::mem::take(&mut fetch.followers);
         self.update_slots(key.0);
         effects.push(Effect::Cancel {
             edge: key.0,
             assignment: key.1,
         });
         for follower in followers {
-            self.cancel_flight(follower, effects);
+            self.cancel_fetch(follower, effects);
         }
         self.recover(key.0, entry, &chunks);
         self.uncovered(key.0, entry, &chunks);
@@ -327,25 +319,25 @@ impl Scheduler {
     }
 
     /// Removes a fetch from all indexes; the chunks that it did not bring are missing again.
-    pub(super) fn end_flight(&mut self, key: FetchKey) -> Option<RunningFetch> {
+    pub(super) fn end_fetch(&mut self, key: FetchKey) -> Option<RunningFetch> {
         let state = self.edges.get_mut(&key.0)?;
-        let index = state.flights.iter().position(|flight| flight.id == key.1)?;
-        let flight = state.flights.remove(index);
-        state.space.landed = state.space.landed.saturating_add(flight.bytes_done);
-        if let Some(space) = state.source_spaces.get_mut(&flight.source) {
-            space.landed = space.landed.saturating_add(flight.bytes_done);
+        let index = state.fetches.iter().position(|fetch| fetch.id == key.1)?;
+        let fetch = state.fetches.remove(index);
+        state.space.landed = state.space.landed.saturating_add(fetch.bytes_done);
+        if let Some(space) = state.source_spaces.get_mut(&fetch.source) {
+            space.landed = space.landed.saturating_add(fetch.bytes_done);
         }
         self.update_slots(key.0);
-        match flight.from {
+        match fetch.from {
             FetchSource::Origin => {
-                if let Some(source) = self.sources.get_mut(&flight.source) {
-                    let running = &mut source.running[flight.level as usize];
+                if let Some(source) = self.sources.get_mut(&fetch.source) {
+                    let running = &mut source.running[fetch.level as usize];
                     *running = running.saturating_sub(1);
-                    source.fetches.remove(&(flight.level, key.0, key.1));
-                    source.own = source.own.saturating_sub(u32::from(flight.is_local()));
+                    source.fetches.remove(&(fetch.level, key.0, key.1));
+                    source.own = source.own.saturating_sub(u32::from(fetch.is_local()));
                     // At an origin without limits, only the fill ever waits.
                     if source.limited() || source.fill_may_start() {
-                        self.dirty_sources.insert(flight.source);
+                        self.dirty_sources.insert(fetch.source);
                     }
                 }
             }
@@ -355,19 +347,16 @@ impl Scheduler {
                 }
             }
         }
-        if let Some(twin) = flight.twin.and_then(|twin| self.flight_mut((key.0, twin))) {
-            twin.twin = None;
+        if let Some(pair) = fetch.pair.and_then(|pair| self.fetch_mut((key.0, pair))) {
+            pair.pair = None;
         }
-        if let Some(upstream) = flight
-            .upstream
-            .and_then(|upstream| self.flight_mut(upstream))
-        {
+        if let Some(upstream) = fetch.upstream.and_then(|upstream| self.fetch_mut(upstream)) {
             upstream.followers.retain(|&follower| follower != key);
         }
-        self.recover(key.0, flight.entry, &flight.chunks);
-        self.uncovered(key.0, flight.entry, &flight.chunks);
-        self.mark_followers_dirty(key.0, flight.entry);
+        self.recover(key.0, fetch.entry, &fetch.chunks);
+        self.uncovered(key.0, fetch.entry, &fetch.chunks);
+        self.mark_followers_dirty(key.0, fetch.entry);
         self.dirty.insert(key.0);
-        Some(flight)
+        Some(fetch)
     }
 }

@@ -24,27 +24,27 @@ impl Scheduler {
             return false;
         };
         if level > Level::Critical {
-            self.cancel_flight((edge, victim), effects);
-        } else if let Some(flight) = self.flight_mut((edge, victim)) {
-            flight.pause();
+            self.cancel_fetch((edge, victim), effects);
+        } else if let Some(fetch) = self.fetch_mut((edge, victim)) {
+            fetch.pause();
         }
         true
     }
 
     pub(super) fn lowest_slot(&self, edge: EdgeId, level: Level) -> Option<FetchId> {
-        let flights = &self.edges.get(&edge)?.flights;
-        let able = |flight: &&RunningFetch| {
-            flight.slot
-                && !flight.cancelling
-                && !flight.is_local()
-                && flight.level > level
-                && (level == Level::Critical || !flight.shared)
+        let fetches = &self.edges.get(&edge)?.fetches;
+        let able = |fetch: &&RunningFetch| {
+            fetch.slot
+                && !fetch.cancelling
+                && !fetch.is_local()
+                && fetch.level > level
+                && (level == Level::Critical || !fetch.shared)
         };
-        flights
+        fetches
             .iter()
             .filter(able)
-            .max_by_key(|flight| (flight.level, flight.deadline, flight.id))
-            .map(|flight| flight.id)
+            .max_by_key(|fetch| (fetch.level, fetch.deadline, fetch.id))
+            .map(|fetch| fetch.id)
     }
 
     /// Gives queued CRITICAL fetches the slots that are free or that lower levels have.
@@ -52,14 +52,14 @@ impl Scheduler {
         let Some(state) = self.edges.get(&edge).expected() else {
             return;
         };
-        let without = |flight: &&RunningFetch| {
-            flight.level == Level::Critical && !flight.slot && !flight.cancelling
+        let without = |fetch: &&RunningFetch| {
+            fetch.level == Level::Critical && !fetch.slot && !fetch.cancelling
         };
         let mut waiting: Vec<_> = state
-            .flights
+            .fetches
             .iter()
             .filter(without)
-            .map(|flight| (flight.deadline, flight.id))
+            .map(|fetch| (fetch.deadline, fetch.id))
             .collect();
         waiting.sort_unstable();
         for (_, id) in waiting {
@@ -73,19 +73,19 @@ impl Scheduler {
         let Some(state) = self.edges.get(&edge).expected() else {
             return;
         };
-        let ahead = |flight: &&RunningFetch| {
-            let is_queued = !flight.slot && !flight.cancelling;
-            flight.level > Level::Critical && is_queued && !flight.is_local()
+        let ahead = |fetch: &&RunningFetch| {
+            let is_queued = !fetch.slot && !fetch.cancelling;
+            fetch.level > Level::Critical && is_queued && !fetch.is_local()
         };
         let mut lower: Vec<_> = state
-            .flights
+            .fetches
             .iter()
             .filter(ahead)
-            .map(|flight| (flight.level, !flight.paused, flight.deadline, flight.id))
+            .map(|fetch| (fetch.level, !fetch.paused, fetch.deadline, fetch.id))
             .collect();
         lower.sort_unstable();
         for (.., id) in lower.into_iter().skip(state.max_downloads as usize) {
-            self.cancel_flight((edge, id), effects);
+            self.cancel_fetch((edge, id), effects);
         }
     }
 
@@ -97,9 +97,9 @@ impl Scheduler {
         let free = state.slots_used() <= state.max_downloads;
         let now = self.now;
         if (free || self.preempt(key.0, Level::Critical, effects))
-            && let Some(flight) = self.flight_mut(key)
+            && let Some(fetch) = self.fetch_mut(key)
         {
-            flight.begin(now);
+            fetch.begin(now);
             self.update_slots(key.0);
         }
     }
@@ -143,22 +143,22 @@ impl Scheduler {
         let mut able = Vec::new();
         let fetches = self.sources.get(&source).map(|known| &known.fetches);
         for &(level, edge, id) in fetches.into_iter().flatten() {
-            let Some(flight) = self.flight((edge, id)).expected() else {
+            let Some(fetch) = self.fetch((edge, id)).expected() else {
                 continue;
             };
-            if flight.is_local() {
+            if fetch.is_local() {
                 continue;
             }
-            if flight.cancelling {
+            if fetch.cancelling {
                 leaving += 1;
             } else if level > Level::Critical {
-                able.push((level, flight.deadline, edge, id));
+                able.push((level, fetch.deadline, edge, id));
             }
         }
         able.sort_unstable();
         let more = needed.saturating_sub(leaving) as usize;
-        for (_, _, edge, flight) in able.into_iter().rev().take(more) {
-            self.cancel_flight((edge, flight), effects);
+        for (_, _, edge, fetch) in able.into_iter().rev().take(more) {
+            self.cancel_fetch((edge, fetch), effects);
         }
     }
 
@@ -171,18 +171,18 @@ impl Scheduler {
         let Some(known) = self.sources.get(&source).expected() else {
             return;
         };
-        let yields = |flight: &RunningFetch| {
-            flight.owner.is_some_and(Owner::is_background) && !flight.cancelling
+        let yields = |fetch: &RunningFetch| {
+            fetch.owner.is_some_and(Owner::is_background) && !fetch.cancelling
         };
         let low = (Level::Low, EdgeId(0), FetchId::Coordinated(0));
         let fills: Vec<_> = known
             .fetches
             .range(low..)
             .map(|&(_, edge, id)| (edge, id))
-            .filter(|&key| self.flight(key).is_some_and(yields))
+            .filter(|&key| self.fetch(key).is_some_and(yields))
             .collect();
         for fill in fills {
-            self.cancel_flight(fill, effects);
+            self.cancel_fetch(fill, effects);
         }
     }
 }
@@ -192,10 +192,10 @@ impl Edge {
     pub fn start_queued(&mut self, now: Millis) {
         while self.slots_used() < self.max_downloads {
             let ahead = self
-                .flights
+                .fetches
                 .iter_mut()
-                .filter(|flight| !flight.slot && !flight.cancelling);
-            let Some(next) = ahead.min_by_key(|flight| (flight.level, flight.deadline, flight.id))
+                .filter(|fetch| !fetch.slot && !fetch.cancelling);
+            let Some(next) = ahead.min_by_key(|fetch| (fetch.level, fetch.deadline, fetch.id))
             else {
                 return;
             };

@@ -139,12 +139,12 @@ impl Scheduler {
 
     /// Bytes that running fetches will still bring.
     fn coming(&self, state: &super::state::Edge, source: Option<SourceId>) -> u64 {
-        let flights = state.flights.iter();
-        let of_source = flights.filter(|it| source.is_none_or(|source| it.source == source));
+        let fetches = state.fetches.iter();
+        let of_source = fetches.filter(|it| source.is_none_or(|source| it.source == source));
         of_source
-            .map(|flight| {
-                self.bytes_of(flight.entry, &flight.chunks)
-                    .saturating_sub(flight.bytes_done)
+            .map(|fetch| {
+                self.bytes_of(fetch.entry, &fetch.chunks)
+                    .saturating_sub(fetch.bytes_done)
             })
             .sum()
     }
@@ -257,18 +257,18 @@ impl Scheduler {
             return;
         };
         let fills: Vec<_> = state
-            .flights
+            .fetches
             .iter()
-            .filter(|flight| {
-                matches!(flight.owner, Some(Owner::Fill(..)))
-                    && flight.level == Level::Low
-                    && source.is_none_or(|source| flight.source == source)
-                    && !flight.cancelling
+            .filter(|fetch| {
+                matches!(fetch.owner, Some(Owner::Fill(..)))
+                    && fetch.level == Level::Low
+                    && source.is_none_or(|source| fetch.source == source)
+                    && !fetch.cancelling
             })
-            .map(|flight| flight.id)
+            .map(|fetch| fetch.id)
             .collect();
         for id in fills {
-            self.cancel_flight((edge, id), effects);
+            self.cancel_fetch((edge, id), effects);
         }
     }
 }

@@ -43,7 +43,7 @@ pub struct RunningFetch {
     /// Chunks known to be written.
     pub chunks_done: u32,
     /// The other fetch of a hedged pair.
-    pub twin: Option<FetchId>,
+    pub pair: Option<FetchId>,
     /// The peer's origin fetch that this one follows.
     pub upstream: Option<FetchKey>,
     /// Fetches of other edges that follow this one.
@@ -79,7 +79,7 @@ impl RunningFetch {
             progress_at: now,
             bytes_done: 0,
             chunks_done: 0,
-            twin: None,
+            pair: None,
             upstream: None,
             followers: Vec::new(),
         }
@@ -149,8 +149,8 @@ pub struct Edge {
     pub source_spaces: BTreeMap<SourceId, Space>,
     /// Sources whose quota is used up, each with the time before which nothing of it is assigned.
     pub refused_until: BTreeMap<SourceId, Millis>,
-    /// In-flight fetches that were reported before it joined.
-    pub kept: Vec<InFlightFetch>,
+    /// In-fetch fetches that were reported before it joined.
+    pub in_flight: Vec<InFlightFetch>,
     /// The number of its last quota report, and when the leases it renewed expire.
     pub quota_reported: u64,
     pub quota_expires: Millis,
@@ -158,7 +158,7 @@ pub struct Edge {
     pub faulted_until: Millis,
     pub faults: u32,
     /// Few: at most two per slot, and those being cancelled.
-    pub flights: Vec<RunningFetch>,
+    pub fetches: Vec<RunningFetch>,
     /// Chunks it is sending to peers, one per fetch.
     pub uploads: u32,
     /// Number of grants below CRITICAL, to compute starvation grants.
@@ -168,26 +168,26 @@ pub struct Edge {
 }
 
 impl Edge {
-    pub fn flight(&self, id: FetchId) -> Option<&RunningFetch> {
-        self.flights.iter().find(|flight| flight.id == id)
+    pub fn fetch(&self, id: FetchId) -> Option<&RunningFetch> {
+        self.fetches.iter().find(|fetch| fetch.id == id)
     }
 
-    pub fn flight_mut(&mut self, id: FetchId) -> Option<&mut RunningFetch> {
-        self.flights.iter_mut().find(|flight| flight.id == id)
+    pub fn fetch_mut(&mut self, id: FetchId) -> Option<&mut RunningFetch> {
+        self.fetches.iter_mut().find(|fetch| fetch.id == id)
     }
 
     pub fn slots_used(&self) -> u32 {
-        self.flights
+        self.fetches
             .iter()
-            .filter(|flight| flight.slot && !flight.cancelling)
+            .filter(|fetch| fetch.slot && !fetch.cancelling)
             .count() as u32
     }
 
     /// Queued assignments. What the edge queued by itself does not count.
-    pub fn handed_ahead(&self) -> u32 {
-        self.flights
+    pub fn queued_ahead(&self) -> u32 {
+        self.fetches
             .iter()
-            .filter(|flight| !flight.slot && !flight.cancelling && !flight.is_local())
+            .filter(|fetch| !fetch.slot && !fetch.cancelling && !fetch.is_local())
             .count() as u32
     }
 
@@ -199,14 +199,13 @@ impl Edge {
     /// Whether something could be assigned to it, or a waiting claim may preempt.
     pub fn has_room(&self) -> bool {
         let room =
-            self.slots_used() < self.max_downloads || self.handed_ahead() < self.max_downloads;
+            self.slots_used() < self.max_downloads || self.queued_ahead() < self.max_downloads;
         self.alive && (room || !self.queues[Level::Critical as usize].is_empty())
     }
 
     pub fn critical(&self) -> u32 {
-        let critical =
-            |flight: &&RunningFetch| flight.level == Level::Critical && !flight.cancelling;
-        self.flights.iter().filter(critical).count() as u32
+        let critical = |fetch: &&RunningFetch| fetch.level == Level::Critical && !fetch.cancelling;
+        self.fetches.iter().filter(critical).count() as u32
     }
 }
 

@@ -49,21 +49,8 @@ impl Scheduler {
         // It may be set before its edge has returned: it is planned for then.
         self.edges.entry(edge).or_default();
         let claim = Claim {
-            edge,
-            entry,
-            source,
-            level,
-            cursor: span.start,
-            span,
             ranges: Some(chunks.clone()),
-            position: 0,
-            rate_bytes_per_second: 0,
-            player_buffer_ms: None,
-            viewer: 0,
-            is_expected: false,
-            since: self.now,
-            served: 0,
-            queued: None,
+            ..Claim::new((edge, entry), source, level, span, self.now)
         };
         self.wants.insert(
             want,
@@ -166,10 +153,10 @@ impl Scheduler {
 
     /// Recomputes which of these are covered: held, or brought by a running fetch.
     pub(super) fn recover(&mut self, edge: EdgeId, entry: EntryNo, chunks: &Range<ChunkIndex>) {
-        let flights = self
+        let fetches = self
             .edges
             .get(&edge)
-            .map_or(&[][..], |edge| &edge.flights[..]);
+            .map_or(&[][..], |edge| &edge.fetches[..]);
         let Some(replica) = self
             .entries
             .get_mut(&entry)
@@ -183,8 +170,8 @@ impl Scheduler {
         for range in held {
             replica.covered.insert(range);
         }
-        for flight in flights.iter().filter(|flight| flight.entry == entry) {
-            let brings = flight.brings();
+        for fetch in fetches.iter().filter(|fetch| fetch.entry == entry) {
+            let brings = fetch.brings();
             replica
                 .covered
                 .insert(brings.start.max(chunks.start)..brings.end.min(chunks.end));

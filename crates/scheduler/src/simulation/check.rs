@@ -27,7 +27,7 @@ impl World {
         let edge = &self.edges[a.edge.0 as usize];
         let chunks = a.first_chunk..a.first_chunk + a.chunk_count;
         if let Some(held) = edge.held.get(&a.entry)
-            && edge.flights.is_empty()
+            && edge.fetches.is_empty()
         {
             assert!(
                 !held.intersects(chunks),
@@ -53,8 +53,8 @@ impl World {
     /// A chunk has one origin fetch at a time, except for a hedge, an edge's own fetch and a peer
     /// that failed.
     fn check_single_origin_fetch(&self) {
-        let flights = self.edges.iter().flat_map(|edge| edge.flights.values());
-        let origin: Vec<_> = flights
+        let fetches = self.edges.iter().flat_map(|edge| edge.fetches.values());
+        let origin: Vec<_> = fetches
             .filter(|f| f.a.from == FetchSource::Origin && !f.cancelled && !f.is_local())
             .collect();
         for (index, one) in origin.iter().enumerate() {
@@ -114,11 +114,11 @@ impl World {
     }
 
     pub fn assigned_of(&self, source: SourceId) -> usize {
-        self.flights_of(source).count()
+        self.fetches_of(source).count()
     }
 
-    fn flights_of(&self, source: SourceId) -> impl Iterator<Item = &super::world::SimFlight> {
-        let all = self.edges.iter().flat_map(|edge| edge.flights.values());
+    fn fetches_of(&self, source: SourceId) -> impl Iterator<Item = &super::world::SimFetch> {
+        let all = self.edges.iter().flat_map(|edge| edge.fetches.values());
         all.filter(move |f| {
             f.a.from == FetchSource::Origin
                 && !f.is_local()
@@ -131,7 +131,7 @@ impl World {
         assert!(over.is_none(), "seed {}: {}", self.seed, over.unwrap());
         for edge in &self.edges {
             let active = edge
-                .flights
+                .fetches
                 .values()
                 .filter(|f| !f.cancelled && !f.is_local())
                 .count();
@@ -148,7 +148,7 @@ impl World {
 fn consistent(scheduler: &Scheduler, seed: u64) {
     for (&id, edge) in &scheduler.edges {
         let used = edge
-            .flights
+            .fetches
             .iter()
             .filter(|f| f.slot && !f.cancelling && !f.is_local())
             .count();
@@ -157,11 +157,11 @@ fn consistent(scheduler: &Scheduler, seed: u64) {
             "seed {seed}: {used} slots on {id:?}"
         );
         let waits = edge
-            .flights
+            .fetches
             .iter()
             .any(|f| f.level == Level::Critical && !f.slot && !f.cancelling);
         let lower = edge
-            .flights
+            .fetches
             .iter()
             .any(|f| f.level > Level::Critical && f.slot && !f.cancelling && !f.is_local());
         assert!(
@@ -171,7 +171,7 @@ fn consistent(scheduler: &Scheduler, seed: u64) {
         let uploads = scheduler
             .edges
             .values()
-            .flat_map(|edge| &edge.flights)
+            .flat_map(|edge| &edge.fetches)
             .filter(|f| f.from == FetchSource::Peer(id))
             .count();
         assert_eq!(edge.uploads as usize, uploads, "seed {seed}: uploads");
@@ -184,8 +184,8 @@ fn consistent(scheduler: &Scheduler, seed: u64) {
     for (&id, source) in &scheduler.sources {
         let (mut running, mut queued, mut own) = ([0; 4], [0; 4], 0);
         let mut fetches = BTreeSet::new();
-        let flights = scheduler.edges.iter();
-        for (&edge, f) in flights.flat_map(|(id, edge)| edge.flights.iter().map(move |f| (id, f))) {
+        let edges = scheduler.edges.iter();
+        for (&edge, f) in edges.flat_map(|(id, edge)| edge.fetches.iter().map(move |f| (id, f))) {
             if f.source == id && f.from == FetchSource::Origin {
                 running[f.level as usize] += 1;
                 fetches.insert((f.level, edge, f.id));
@@ -222,12 +222,12 @@ fn consistent(scheduler: &Scheduler, seed: u64) {
                 "seed {seed}: who waits for {entry:?}"
             );
             let mut covered: RangeSet<u32> = replica.held.clone();
-            let flights = scheduler
+            let fetches = scheduler
                 .edges
                 .get(&edge)
-                .map_or(&[][..], |edge| &edge.flights[..]);
-            for flight in flights.iter().filter(|flight| flight.entry == entry) {
-                covered.insert(flight.brings());
+                .map_or(&[][..], |edge| &edge.fetches[..]);
+            for fetch in fetches.iter().filter(|fetch| fetch.entry == entry) {
+                covered.insert(fetch.brings());
             }
             assert_eq!(
                 replica.covered, covered,
@@ -289,13 +289,13 @@ fn nobody_waits_behind_a_lower_level(scheduler: &Scheduler, seed: u64) {
             RouteOutcome::Refused(Refusal::Connections)
                 if edge.critical() <= 2 * edge.max_downloads =>
             {
-                let flights = || {
-                    let all = scheduler.edges.values().flat_map(|edge| &edge.flights);
+                let fetches = || {
+                    let all = scheduler.edges.values().flat_map(|edge| &edge.fetches);
                     all.filter(|f| f.source == claim.source && f.from == FetchSource::Origin)
                 };
                 let lower =
-                    flights().any(|f| f.level > Level::Critical && !f.cancelling && !f.is_local());
-                let leaving = flights().any(|f| f.cancelling);
+                    fetches().any(|f| f.level > Level::Critical && !f.cancelling && !f.is_local());
+                let leaving = fetches().any(|f| f.cancelling);
                 assert!(
                     !lower || leaving,
                     "seed {seed}: {owner:?} waits behind a lower level's connection"

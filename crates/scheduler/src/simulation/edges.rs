@@ -3,27 +3,27 @@
 use chunkcache_proto::{ChunkIndex, Level};
 
 use super::super::api::*;
-use super::world::{CHUNK, SimFlight, World};
+use super::world::{CHUNK, SimFetch, World};
 
 impl World {
     /// Runs an edge's fetches by level and deadline, and reports.
     pub fn run_edge(&mut self, edge: usize, ms: Millis) {
         let id = EdgeId(edge as u32);
         let mut order: Vec<_> = self.edges[edge]
-            .flights
+            .fetches
             .values()
             .map(|f| (f.a.level, f.deadline, f.a.id))
             .collect();
         order.sort();
         let mut running = 0;
         for (level, _, assignment) in order {
-            let Some(flight) = self.edges[edge].flights.get(&assignment).cloned() else {
+            let Some(fetch) = self.edges[edge].fetches.get(&assignment).cloned() else {
                 continue;
             };
-            if flight.cancelled {
+            if fetch.cancelled {
                 if self.dice.per_mille(700) {
-                    self.report_brought(id, &flight);
-                    self.edges[edge].flights.remove(&assignment);
+                    self.report_brought(id, &fetch);
+                    self.edges[edge].fetches.remove(&assignment);
                     self.apply(Event::FetchCancelled {
                         edge: id,
                         assignment,
@@ -32,59 +32,59 @@ impl World {
                 continue;
             }
             let slots = self.edges[edge].max + u32::from(level == Level::Critical);
-            if running >= slots && !flight.is_local() {
+            if running >= slots && !fetch.is_local() {
                 continue;
             }
             running += 1;
-            self.run_flight(id, &flight, ms);
+            self.run_fetch(id, &fetch, ms);
         }
     }
 
-    pub fn run_flight(&mut self, id: EdgeId, flight: &SimFlight, ms: Millis) {
+    pub fn run_fetch(&mut self, id: EdgeId, fetch: &SimFetch, ms: Millis) {
         let edge = id.0 as usize;
-        let assignment = flight.a.id;
-        let source = self.entries[flight.a.entry.0 as usize].0;
-        let begun = flight.begun.unwrap_or(self.now);
-        if flight.begun.is_none() {
-            self.edges[edge].flights.get_mut(&assignment).unwrap().begun = Some(begun);
+        let assignment = fetch.a.id;
+        let source = self.entries[fetch.a.entry.0 as usize].0;
+        let begun = fetch.begun.unwrap_or(self.now);
+        if fetch.begun.is_none() {
+            self.edges[edge].fetches.get_mut(&assignment).unwrap().begun = Some(begun);
         }
-        let total = u64::from(flight.a.chunk_count) * CHUNK;
+        let total = u64::from(fetch.a.chunk_count) * CHUNK;
         let mut may = total;
         let mut speed = self.sources[source.0 as usize].bytes_per_ms;
         let mut latency = self.sources[source.0 as usize].latency;
         let mut fault = None;
-        match flight.a.from {
+        match fetch.a.from {
             FetchSource::Origin => {
                 if self.dice.per_mille(self.faults.origin) {
                     fault = Some(Fault::Origin);
                 }
-                if flight.stalled {
+                if fetch.stalled {
                     may = 0;
                     if self.now > begun + 10_000 {
                         fault = Some(Fault::Origin);
                     }
                 }
-                if let Some(rate) = self.rate_of_flight(edge, source) {
+                if let Some(rate) = self.rate_of_fetch(edge, source) {
                     speed = speed.min(rate);
                 }
             }
             FetchSource::Peer(peer) => {
                 (speed, latency) = (20_000, 1);
                 let peer = &self.edges[peer.0 as usize];
-                let has = flight
+                let has = fetch
                     .chunks()
-                    .take_while(|&chunk| peer.present(flight.a.entry, chunk))
+                    .take_while(|&chunk| peer.present(fetch.a.entry, chunk))
                     .count() as u64;
                 may = has * CHUNK;
-                let next = flight.a.first_chunk + u32::try_from(flight.bytes / CHUNK).unwrap();
+                let next = fetch.a.first_chunk + u32::try_from(fetch.bytes / CHUNK).unwrap();
                 let coming = |chunk: ChunkIndex| {
-                    peer.flights
+                    peer.fetches
                         .values()
-                        .any(|f| f.a.entry == flight.a.entry && f.chunks().contains(&chunk))
+                        .any(|f| f.a.entry == fetch.a.entry && f.chunks().contains(&chunk))
                 };
                 let lacks = !peer.alive
-                    || (has < u64::from(flight.a.chunk_count)
-                        && flight.bytes >= may
+                    || (has < u64::from(fetch.a.chunk_count)
+                        && fetch.bytes >= may
                         && !coming(next));
                 if lacks || self.dice.per_mille(self.faults.peer) {
                     fault = Some(Fault::Peer);
@@ -95,9 +95,9 @@ impl World {
             fault = Some(Fault::Edge);
         }
         if let Some(fault) = fault {
-            self.report_brought(id, flight);
-            self.edges[edge].flights.remove(&assignment);
-            if let (Fault::Peer, FetchSource::Peer(peer)) = (fault, flight.a.from) {
+            self.report_brought(id, fetch);
+            self.edges[edge].fetches.remove(&assignment);
+            if let (Fault::Peer, FetchSource::Peer(peer)) = (fault, fetch.a.from) {
                 self.peer_faults.insert((id, peer));
             }
             let retry_after = (fault == Fault::Origin && self.dice.per_mille(200)).then_some(500);
@@ -111,23 +111,23 @@ impl World {
         if self.now < begun + latency {
             return;
         }
-        let bytes = (flight.bytes + speed * ms).min(may).max(flight.bytes);
-        let kept = self.edges[edge].flights.get_mut(&assignment).unwrap();
+        let bytes = (fetch.bytes + speed * ms).min(may).max(fetch.bytes);
+        let kept = self.edges[edge].fetches.get_mut(&assignment).unwrap();
         kept.bytes = bytes;
         if bytes == total {
-            let flight = kept.clone();
-            self.edges[edge].flights.remove(&assignment);
+            let fetch = kept.clone();
+            self.edges[edge].fetches.remove(&assignment);
             self.edges[edge]
                 .held
-                .entry(flight.a.entry)
+                .entry(fetch.a.entry)
                 .or_default()
-                .insert(flight.chunks());
+                .insert(fetch.chunks());
             if self.dice.per_mille(300) {
                 self.ending = Some((id, assignment));
-                let chunks = vec![flight.chunks()];
+                let chunks = vec![fetch.chunks()];
                 self.apply(Event::ChunksHeld {
                     edge: id,
-                    entry: flight.a.entry,
+                    entry: fetch.a.entry,
                     chunks,
                 });
             }
@@ -135,7 +135,7 @@ impl World {
                 edge: id,
                 assignment,
             });
-        } else if bytes > flight.bytes || flight.begun.is_none() {
+        } else if bytes > fetch.bytes || fetch.begun.is_none() {
             self.apply(Event::FetchProgressed {
                 edge: id,
                 assignment,
@@ -146,31 +146,31 @@ impl World {
 
     /// Bytes per millisecond, if the source has a limit: the edge's rate is shared by its running
     /// fetches.
-    fn rate_of_flight(&self, edge: usize, source: SourceId) -> Option<u64> {
+    fn rate_of_fetch(&self, edge: usize, source: SourceId) -> Option<u64> {
         if self.sources[source.0 as usize].max_rate == 0 {
             return None;
         }
         let edge = &self.edges[edge];
-        let of_it = |f: &&SimFlight| {
+        let of_it = |f: &&SimFetch| {
             f.a.from == FetchSource::Origin && self.entries[f.a.entry.0 as usize].0 == source
         };
-        let running = edge.flights.values().filter(of_it).count() as u64;
+        let running = edge.fetches.values().filter(of_it).count() as u64;
         let lease = edge.quotas.get(&source).and_then(|quota| quota.lease);
         let rate = lease.map_or(1, |lease| lease.granted.bytes_per_second);
         Some((rate / 1_000 / running.max(1)).max(1))
     }
 
-    pub fn report_brought(&mut self, edge: EdgeId, flight: &SimFlight) {
-        let brought = flight.brought();
+    pub fn report_brought(&mut self, edge: EdgeId, fetch: &SimFetch) {
+        let brought = fetch.brought();
         if !brought.is_empty() {
             self.edges[edge.0 as usize]
                 .held
-                .entry(flight.a.entry)
+                .entry(fetch.a.entry)
                 .or_default()
                 .insert(brought.clone());
             self.apply(Event::ChunksHeld {
                 edge,
-                entry: flight.a.entry,
+                entry: fetch.a.entry,
                 chunks: vec![brought],
             });
         }

@@ -168,8 +168,8 @@ impl World {
     pub fn calm(&mut self) {
         self.faults = Faults::default();
         for edge in 0..self.edges.len() {
-            for flight in self.edges[edge].flights.values_mut() {
-                flight.stalled = false;
+            for fetch in self.edges[edge].fetches.values_mut() {
+                fetch.stalled = false;
             }
             if !self.edges[edge].alive {
                 self.join(edge);

@@ -19,8 +19,8 @@ impl World {
             .iter()
             .filter(|effect| matches!(effect, Effect::Assign(a) if a.entry == entry))
             .count();
-        let stopped = self.edges.iter().flat_map(|edge| edge.flights.values());
-        let stopped = stopped.filter(|flight| flight.a.entry == entry).count();
+        let stopped = self.edges.iter().flat_map(|edge| edge.fetches.values());
+        let stopped = stopped.filter(|fetch| fetch.a.entry == entry).count();
         assert_eq!((of_it, stopped), (0, 0), "seed {}: it was idle", self.seed);
         let known = self.scheduler.claims.values();
         assert!(known.filter(|claim| claim.entry == entry).count() == 0);

@@ -3,7 +3,7 @@
 use chunkcache_proto::{ChunkIndex, Level};
 
 use super::super::api::*;
-use super::world::{CHUNK, SimFlight, World};
+use super::world::{CHUNK, SimFetch, World};
 
 impl World {
     pub fn run_readers(&mut self, ms: Millis) {
@@ -187,7 +187,7 @@ impl World {
     pub fn leave(&mut self, edge: usize) {
         self.goes_away(edge);
         self.edges[edge].alive = false;
-        self.edges[edge].flights.clear();
+        self.edges[edge].fetches.clear();
         self.edges[edge].quotas.clear();
         self.readers
             .retain(|reader, _| reader.edge != EdgeId(edge as u32));
@@ -202,7 +202,7 @@ impl World {
         self.apply(Event::EdgeLost { edge: id });
         let kept = self.kept_fetches(edge);
         self.edges[edge]
-            .flights
+            .fetches
             .retain(|_, f| f.a.from == FetchSource::Origin && !f.cancelled);
         self.apply(Event::FetchesKept {
             edge: id,
@@ -220,8 +220,8 @@ impl World {
     }
 
     pub fn kept_fetches(&self, edge: usize) -> Vec<InFlightFetch> {
-        let flights = self.edges[edge].flights.values();
-        flights
+        let fetches = self.edges[edge].fetches.values();
+        fetches
             .filter(|f| f.a.from == FetchSource::Origin && !f.cancelled)
             .map(|f| InFlightFetch {
                 id: f.a.id,
@@ -250,7 +250,7 @@ impl World {
             from: FetchSource::Origin,
             reason: Reason::BackgroundFill,
         };
-        let flight = SimFlight {
+        let fetch = SimFetch {
             a,
             cancelled: false,
             bytes: 0,
@@ -259,7 +259,7 @@ impl World {
             deadline: self.now,
             doubtful: false,
         };
-        self.edges[edge.0 as usize].flights.insert(id, flight);
+        self.edges[edge.0 as usize].fetches.insert(id, fetch);
         let chunks = chunk..chunk + 1;
         self.apply(Event::LocalFetchStarted {
             edge,

@@ -171,11 +171,11 @@ impl World {
 
     /// The edge continues with its grants until its lease expires.
     pub fn goes_away(&mut self, edge: usize) {
-        let flights = self.edges[edge].flights.values();
+        let fetches = self.edges[edge].fetches.values();
         let mut open: BTreeMap<SourceId, u32> = BTreeMap::new();
-        for flight in flights.filter(|f| f.a.from == FetchSource::Origin && !f.is_local()) {
+        for fetch in fetches.filter(|f| f.a.from == FetchSource::Origin && !f.is_local()) {
             *open
-                .entry(self.entries[flight.a.entry.0 as usize].0)
+                .entry(self.entries[fetch.a.entry.0 as usize].0)
                 .or_default() += 1;
         }
         let edge = &mut self.edges[edge];

@@ -74,7 +74,7 @@ impl World {
             if self.edges[edge].alive {
                 let kept = self.kept_fetches(edge);
                 self.edges[edge]
-                    .flights
+                    .fetches
                     .retain(|_, f| f.a.from == FetchSource::Origin && !f.cancelled);
                 self.apply(Event::FetchesKept {
                     edge: edge_id(edge),

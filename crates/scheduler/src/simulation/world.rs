@@ -67,7 +67,7 @@ impl Faults {
 }
 
 #[derive(Clone, Debug)]
-pub struct SimFlight {
+pub struct SimFetch {
     pub a: Assignment,
     pub cancelled: bool,
     pub bytes: u64,
@@ -79,7 +79,7 @@ pub struct SimFlight {
     pub doubtful: bool,
 }
 
-impl SimFlight {
+impl SimFetch {
     pub fn is_local(&self) -> bool {
         self.a.id.is_local()
     }
@@ -100,7 +100,7 @@ pub struct SimEdge {
     pub alive: bool,
     pub max: u32,
     pub fill: bool,
-    pub flights: BTreeMap<FetchId, SimFlight>,
+    pub fetches: BTreeMap<FetchId, SimFetch>,
     pub held: BTreeMap<EntryNo, RangeSet<ChunkIndex>>,
     /// The space its chunks may use; 0: no limit.
     pub allowed: u64,
@@ -117,7 +117,7 @@ impl SimEdge {
     /// The space its chunks use, with running fetches counted as far as they came.
     pub fn used(&self) -> u64 {
         let held: u64 = self.held.values().map(RangeSet::count).sum();
-        let coming: u64 = self.flights.values().map(|f| f.bytes).sum();
+        let coming: u64 = self.fetches.values().map(|f| f.bytes).sum();
         held * CHUNK + coming
     }
 
@@ -126,7 +126,7 @@ impl SimEdge {
             .get(&entry)
             .is_some_and(|held| held.contains(chunk))
             || self
-                .flights
+                .fetches
                 .values()
                 .any(|f| f.a.entry == entry && f.brought().contains(&chunk))
     }
@@ -346,7 +346,7 @@ impl World {
                     let mut bad = edge.peers.iter().filter(|(_, it)| it.bad_until > self.now);
                     bad.any(|(&peer, _)| self.peer_faults.contains(&(a.edge, peer)))
                 });
-                let flight = SimFlight {
+                let fetch = SimFetch {
                     doubtful: failed || self.unnamed,
                     a: a.clone(),
                     cancelled: false,
@@ -356,7 +356,7 @@ impl World {
                     deadline,
                 };
                 let edge = &mut self.edges[a.edge.0 as usize];
-                assert!(edge.alive && edge.flights.insert(a.id, flight).is_none());
+                assert!(edge.alive && edge.fetches.insert(a.id, fetch).is_none());
             }
             Effect::Reprioritise {
                 edge, assignment, ..
@@ -369,20 +369,20 @@ impl World {
                 level,
                 deadline_ms,
             } => {
-                let flight = self.edges[edge.0 as usize]
-                    .flights
+                let fetch = self.edges[edge.0 as usize]
+                    .fetches
                     .get_mut(assignment)
                     .expect("reprioritised what is there");
-                flight.a.level = *level;
-                flight.deadline = self.now.saturating_add(u64::from(*deadline_ms));
+                fetch.a.level = *level;
+                fetch.deadline = self.now.saturating_add(u64::from(*deadline_ms));
             }
             Effect::Cancel { edge, assignment } => {
-                let flight = self.edges[edge.0 as usize]
-                    .flights
+                let fetch = self.edges[edge.0 as usize]
+                    .fetches
                     .get_mut(assignment)
                     .expect("cancelled what is there");
-                assert!(!flight.cancelled, "seed {}: cancelled twice", self.seed);
-                flight.cancelled = true;
+                assert!(!fetch.cancelled, "seed {}: cancelled twice", self.seed);
+                fetch.cancelled = true;
             }
             Effect::Quota {
                 edge,
