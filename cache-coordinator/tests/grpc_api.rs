@@ -8,6 +8,8 @@ mod conflicts;
 mod json;
 #[path = "grpc_api/purges.rs"]
 mod purges;
+#[path = "grpc_api/sizes.rs"]
+mod sizes;
 mod support;
 
 use std::time::Duration;

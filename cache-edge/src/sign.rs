@@ -14,7 +14,10 @@ use rustls::pki_types::{
     PrivatePkcs8KeyDer,
     pem::{self, PemObject as _},
 };
-use service_kit::config::{EXIT_USAGE, parse_duration};
+use service_kit::{
+    config::{EXIT_USAGE, parse_duration},
+    text_file,
+};
 use url::Url;
 
 use crate::core::{
@@ -27,6 +30,9 @@ use http_rules::{
     credential,
     path::{self, Target},
 };
+
+/// Limit of the size of a file of keys, as at an edge.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// The command beside `serve`.
 #[must_use]
@@ -193,7 +199,7 @@ impl Key {
         let Some(file) = arguments.get_one::<PathBuf>("keys-file") else {
             return Err((EXIT_USAGE, "--keys-file is missing".to_owned()));
         };
-        let keys = std::fs::read_to_string(file)
+        let keys = text_file::read(file, MAX_FILE_BYTES)
             .map_err(|error| (1, format!("{} can not be read: {error}", file.display())))?;
         let signer = signed_url_keys::parse(&keys)
             .map_err(|error| (1, format!("{}: {error}", file.display())))?;

@@ -7,6 +7,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use chunkcache_tests::authority::{Authority, Identity, curl_trusting};
@@ -202,10 +203,14 @@ fn an_edge_speaks_for_itself_alone_and_tokens_change_while_running() {
     fs::write(directory.join("edge"), "another-secret-0123456789").unwrap();
     fs::write(&tokens, &lines).unwrap();
     cluster.edges[1].wait_ready();
-    // And revoked.
+    // And revoked: what is open under it ends.
+    let bearer = format!("Bearer {}", token("viewer"));
+    let stream = Call::get("/api/v1/stream").header("Authorization", &bearer);
+    let stream = stream.open(cluster.coordinator.http).unwrap();
+    assert_eq!(stream.status, 200);
     let kept: String = lines
         .lines()
-        .filter(|line| !line.starts_with("viewer"))
+        .filter(|line| !line.starts_with("viewer") && !line.starts_with("edge edge-a"))
         .map(|line| format!("{line}\n"))
         .collect();
     fs::write(&tokens, kept).unwrap();
@@ -213,6 +218,12 @@ fn an_edge_speaks_for_itself_alone_and_tokens_change_while_running() {
         let output = cli(&cluster, Some("viewer"), &["status"]);
         (!output.status.success()).then_some(())
     });
+    let ended = thread::spawn(move || stream.finish().complete);
+    eventually("its stream ends", WAIT, || {
+        ended.is_finished().then_some(())
+    });
+    assert!(ended.join().unwrap());
+    wait_refused(&cluster.edges[0], "an edge speaks for itself alone");
     assert!(
         cli(&cluster, Some("operator"), &["status"])
             .status

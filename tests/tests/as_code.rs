@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use chunkcache_tests::http::Call;
-use chunkcache_tests::{Cluster, Coordinator, MIB, Object};
+use chunkcache_tests::{Cluster, ClusterOptions, Coordinator, MIB, Object};
 use serde_json::Value;
 
 fn text(path: &Path) -> &str {
@@ -176,4 +176,67 @@ fn a_list_of_paths_becomes_jobs_and_bad_lines_are_told() {
         let name = &cluster.edge().name;
         assert_eq!(cluster.recorded_bytes(path, name), 3 * MIB);
     }
+}
+
+#[test]
+fn a_job_from_a_file_is_made_once_however_it_is_written() {
+    let cluster = Cluster::start_with(ClusterOptions {
+        edges: 2,
+        ..ClusterOptions::default()
+    });
+    cluster.put("/a%20film.mp4", Object::generated(1, 3 * MIB));
+    cluster.put("/b.mp4", Object::generated(2, 3 * MIB));
+    let file = cluster.directory.path().join("jobs.yaml");
+    // With a byte order mark, as some editors write it.
+    fs::write(
+        &file,
+        "\u{feff}kind: Precache\nentry: /media/a film.mp4\nedge: [edge-b, edge-a, edge-b]\n---\n\
+         kind: Precache\nentry: media/b.mp4?x=1\nrange: [1024-2047, 0-1023]\n",
+    )
+    .unwrap();
+    let apply = ["apply", "-f", text(&file)];
+    let names = ["Precache /media/a film.mp4", "Precache media/b.mp4?x=1"];
+    let all = |what: &str| names.map(|name| change(name, what)).to_vec();
+    assert_eq!(changes(&cluster.coordinator, &apply), all("created"));
+    assert_eq!(changes(&cluster.coordinator, &apply), all("unchanged"));
+    let jobs = cluster.coordinator.json(&["precache", "list", "--all"]);
+    assert_eq!(jobs.as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_hidden_value_is_taken_nowhere_but_where_it_is_kept() {
+    let cluster = Cluster::start();
+    let url = cluster.origin.url();
+    let with = ["--header", "X-Key: one", "--header", "X-Key: two"];
+    let add = [&["source", "add", "films", &url][..], &with].concat();
+    assert!(cluster.coordinator.cli(&add).status.success());
+    let export = cluster.coordinator.cli(&["export"]).stdout;
+    let export = String::from_utf8(export).unwrap();
+    assert_eq!(export.matches("X-Key: ***").count(), 2, "{export}");
+    let file = cluster.directory.path().join("export.yaml");
+    let apply = ["apply", "-f", text(&file)];
+    // Each header keeps its own value.
+    fs::write(
+        &file,
+        export.replace("name: films", "name: films\nquota: 1GiB"),
+    )
+    .unwrap();
+    assert!(cluster.coordinator.cli(&apply).status.success());
+    cluster.put("/a", Object::generated(1, 100));
+    Call::get("/films/a").send(cluster.edge().http).expect(200);
+    let asked = cluster.origin.all_hits();
+    let sent = asked.iter().rev().find(|hit| hit.target == "/a").unwrap();
+    let keys: Vec<&str> = sent
+        .headers
+        .iter()
+        .filter(|(name, _)| name.eq_ignore_ascii_case("x-key"))
+        .map(|(_, value)| value.as_str())
+        .collect();
+    assert_eq!(keys, ["one", "two"]);
+    // As in another cluster.
+    fs::write(&file, export.replace("name: films", "name: others")).unwrap();
+    let output = cluster.coordinator.cli(&apply);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("source.headers[0].value"), "{error}");
 }

@@ -163,3 +163,31 @@ fn a_source_stays_below_its_quota_and_others_keep_theirs() {
     });
     assert_eq!(rows("others"), 12 * MIB);
 }
+
+#[test]
+fn an_edge_that_can_store_nothing_does_not_say_it_does_and_reads_a_title() {
+    let cluster = Cluster::start_with(ClusterOptions {
+        edges: 1,
+        // Less than any object.
+        edge_arguments: vec!["--max-size=16", "--background-fill=false"],
+        ..ClusterOptions::default()
+    });
+    let size = 3 * MIB;
+    let film = cluster.put("/film.mp4", Object::generated(194, size));
+    for _ in 0..2 {
+        let answer = Call::get(&film).send(cluster.edge().http).expect(200);
+        let status = answer.header("Cache-Status").unwrap().to_owned();
+        assert!(
+            status.contains("fwd=miss") && !status.contains("stored"),
+            "{status}"
+        );
+        assert!(answer.body == content::bytes(194, 0, size));
+    }
+    let playlist = "#EXTM3U\n#EXTINF:4,\n1.ts\n#EXT-X-ENDLIST\n";
+    cluster.put("/t/index.m3u8", Object::text(playlist).unwrap());
+    cluster.put("/t/1.ts", Object::generated(195, MIB));
+    let jobs = cluster
+        .coordinator
+        .json(&["precache", "media/t/index.m3u8", "--manifest"]);
+    assert_eq!(jobs.as_array().unwrap().len(), 2, "{jobs}");
+}

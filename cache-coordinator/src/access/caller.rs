@@ -77,6 +77,11 @@ impl Denied {
         Self::unauthenticated("TOKEN_MALFORMED", message.to_owned(), "")
     }
 
+    pub(crate) fn revoked() -> Self {
+        let message = "the bearer token was taken back";
+        Self::unauthenticated("TOKEN_REVOKED", message.to_owned(), "")
+    }
+
     pub(super) fn unknown() -> Self {
         let message = "the bearer token is not one of this coordinator's";
         Self::unauthenticated("TOKEN_UNKNOWN", message.to_owned(), "")

@@ -7,12 +7,14 @@
 
 mod caller;
 pub mod policy;
+mod revocable;
 mod tokens;
 
 use std::{path::PathBuf, sync::Arc};
 
 pub use caller::{Caller, Denied, Refusal};
 pub use policy::Role;
+pub use revocable::{RevocableBody, Revoked};
 use rustls::pki_types::CertificateDer;
 pub use tokens::{CHECK_INTERVAL, Tokens, TokensError};
 
@@ -52,6 +54,12 @@ impl Access {
         let token = token.ok_or_else(Denied::malformed)?;
         let (role, name) = tokens.find(token).ok_or_else(Denied::unknown)?;
         Ok(Caller::Token { role, name })
+    }
+
+    /// Completes when the header's token is taken back; `None`: no token counts, or none is given.
+    pub fn revoked(&self, authorization: Option<&http::HeaderValue>) -> Option<Revoked> {
+        let token = authorization?.to_str().ok().and_then(bearer)?;
+        Some(Box::pin(self.tokens.as_ref()?.revoked(token)))
     }
 }
 

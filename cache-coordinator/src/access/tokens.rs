@@ -4,16 +4,23 @@
 //! One line per token: `ROLE NAME TOKEN`. The token may be replaced by `sha256:` and 64 hexadecimal
 //! digits, so that readers of the file cannot use it. Only digests are kept in memory.
 
-use std::{hint::black_box, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    hint::black_box,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use arc_swap::ArcSwap;
 use chunkcache_proto::source_name::check_name;
+use service_kit::text_file;
 use sha2::{Digest, Sha256};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Role;
 
-/// How often the file is checked, and so how long a revoked token can still begin calls.
+/// How often the file is checked, and so how long a revoked token still counts.
 pub const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// Bounded, because each call's token is compared with all of them.
 const MAX_TOKENS: usize = 1000;
@@ -52,31 +59,38 @@ struct TokenRecord {
 #[derive(Clone)]
 pub struct Tokens {
     path: Arc<PathBuf>,
-    current: Arc<ArcSwap<(Sum, Vec<TokenRecord>)>>,
+    current: watch::Sender<(Sum, Vec<TokenRecord>)>,
 }
+
+/// Who a token is of.
+type Owner = (Role, Arc<str>);
 
 impl Tokens {
     pub fn load(path: PathBuf) -> Result<Self, TokensError> {
         let read = read(&path)?;
         Ok(Self {
             path: Arc::new(path),
-            current: Arc::new(ArcSwap::from_pointee(read)),
+            current: watch::Sender::new(read),
         })
     }
 
-    /// The owner of a token. The time it takes reveals nothing about any token, because all digests
-    /// are compared in full.
+    /// The owner of a token.
     #[must_use]
-    pub fn find(&self, token: &str) -> Option<(Role, Arc<str>)> {
-        let sum = sum(token.as_bytes());
-        let current = self.current.load();
-        let mut found = None;
-        for known in &current.1 {
-            if is_equal(&known.sum, &sum) {
-                found = Some((known.role, Arc::clone(&known.name)));
+    pub fn find(&self, token: &str) -> Option<Owner> {
+        owner(&self.current.borrow().1, &sum(token.as_bytes()))
+    }
+
+    /// Completes when the token is no longer what it is now: taken back, or given to another.
+    pub fn revoked(&self, token: &str) -> impl Future<Output = ()> + Send + use<> {
+        let (sum, mut newest) = (sum(token.as_bytes()), self.current.subscribe());
+        let now = owner(&newest.borrow().1, &sum);
+        async move {
+            let is_other = |(_, known): &(Sum, Vec<TokenRecord>)| owner(known, &sum) != now;
+            if newest.wait_for(is_other).await.is_err() {
+                // The process is ending, and nothing is taken back any more.
+                std::future::pending::<()>().await;
             }
         }
-        found
     }
 
     /// Checks the file every `interval` until cancelled. If the file is invalid, the old tokens
@@ -90,13 +104,13 @@ impl Tokens {
         {
             let path = Arc::clone(&self.path);
             match tokio::task::spawn_blocking(move || read(&path)).await {
-                Ok(Ok(new)) if new.0 != self.current.load().0 => {
+                Ok(Ok(new)) if new.0 != self.current.borrow().0 => {
                     tracing::info!(
                         file = %self.path.display(),
                         tokens = new.1.len(),
                         "tokens reloaded"
                     );
-                    self.current.store(Arc::new(new));
+                    self.current.send_replace(new);
                     refused.clear();
                 }
                 Ok(Ok(_)) => refused.clear(),
@@ -109,6 +123,18 @@ impl Tokens {
             }
         }
     }
+}
+
+/// The owner of the token with this digest. The time it takes reveals nothing about any token,
+/// because all digests are compared in full.
+fn owner(known: &[TokenRecord], sum: &Sum) -> Option<Owner> {
+    let mut found = None;
+    for known in known {
+        if is_equal(&known.sum, sum) {
+            found = Some((known.role, Arc::clone(&known.name)));
+        }
+    }
+    found
 }
 
 fn sum(bytes: &[u8]) -> Sum {
@@ -124,19 +150,16 @@ fn is_equal(left: &Sum, right: &Sum) -> bool {
     black_box(differing) == 0
 }
 
-fn read(path: &PathBuf) -> Result<(Sum, Vec<TokenRecord>), TokensError> {
+fn read(path: &Path) -> Result<(Sum, Vec<TokenRecord>), TokensError> {
     let unreadable = |source| TokensError::Read {
-        path: path.clone(),
+        path: path.to_owned(),
         source,
     };
     let unusable = |problem| TokensError::File {
-        path: path.clone(),
+        path: path.to_owned(),
         problem,
     };
-    if std::fs::metadata(path).map_err(unreadable)?.len() > MAX_BYTES {
-        return Err(unusable("is larger than 1 MiB"));
-    }
-    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    let text = text_file::read(path, MAX_BYTES).map_err(unreadable)?;
     let mut known: Vec<TokenRecord> = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let line = line.trim();
@@ -144,7 +167,7 @@ fn read(path: &PathBuf) -> Result<(Sum, Vec<TokenRecord>), TokensError> {
             continue;
         }
         let wrong = |problem| TokensError::Line {
-            path: path.clone(),
+            path: path.to_owned(),
             line: index + 1,
             problem,
         };

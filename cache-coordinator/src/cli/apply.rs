@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use chunkcache_proto::v1::{
-    GetEntryRequest, ListEntriesRequest, ListSourcesRequest, OpenEntryRequest, PinEntryRequest,
-    PutSourceRequest, Source,
+    GetEntryRequest, Job, ListEntriesRequest, ListSourcesRequest, OpenEntryRequest,
+    PinEntryRequest, PutSourceRequest, Source,
 };
 use clap::{Arg, ArgMatches, Command, value_parser};
 use serde_json::{Value, json};
@@ -69,6 +69,12 @@ impl Outcome {
     }
 }
 
+/// What documents are compared with.
+struct Present {
+    sources: Vec<Source>,
+    jobs: Vec<Job>,
+}
+
 /// A document that was compared with the registered state.
 struct Checked {
     document: Document,
@@ -95,10 +101,18 @@ pub(super) async fn run(
                 .ok_or_else(|| CliError::Usage("-f PATH is missing".to_owned()))?;
             let mut checked = Vec::new();
             let mut problems = Vec::new();
-            let registered = sources(client).await?;
-            for document in documents::read(path)? {
+            let documents = documents::read(path)?;
+            let is_precache = |it: &Document| matches!(it.content, Content::Precache(_));
+            let present = Present {
+                sources: sources(client).await?,
+                jobs: match documents.iter().any(is_precache) {
+                    true => precache::list(true, client).await?,
+                    false => Vec::new(),
+                },
+            };
+            for document in documents {
                 let place = document.place.clone();
-                match check(document, &registered, client).await {
+                match check(document, &present, client).await {
                     Ok(document) => checked.push(document),
                     Err(CliError::Refused(text)) => problems.push(format!("{place}: {text}")),
                     Err(error) => return Err(error),
@@ -138,7 +152,7 @@ async fn sources(client: &mut Client) -> Result<Vec<Source>, CliError> {
 
 async fn check(
     document: Document,
-    registered: &[Source],
+    present: &Present,
     client: &mut Client,
 ) -> Result<Checked, CliError> {
     let (outcome, changes) = match &document.content {
@@ -152,7 +166,7 @@ async fn check(
                 .call(request, async |mut s, r| s.put_source(r).await)
                 .await?;
             let after = documents::of_source(&answer.source.unwrap_or_default());
-            match registered.iter().find(|it| it.name == source.name) {
+            match present.sources.iter().find(|it| it.name == source.name) {
                 None => (Outcome::Created, differences(&Value::Null, &after)),
                 Some(_) if answer.unchanged => (Outcome::Unchanged, Vec::new()),
                 Some(before) => {
@@ -180,7 +194,7 @@ async fn check(
             }
         }
         Content::Precache(wanted) => {
-            if precache::is_asked_for(wanted, client).await? {
+            if precache::is_asked_for(wanted, &present.jobs, client).await? {
                 (Outcome::Unchanged, Vec::new())
             } else {
                 let change = ("job".to_owned(), Value::Null, json!(wanted.target));

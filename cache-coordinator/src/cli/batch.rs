@@ -1,8 +1,6 @@
 //! Jobs for many objects: one for each line of a file, or for each object of a title.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -13,11 +11,10 @@ use service_kit::config::{human_bytes, human_duration};
 
 use super::connection::Client;
 use super::failure::CliError;
-use super::is_set;
 use super::output::Printer;
 use super::precache::{self, Wanted};
 use super::progress::Progress;
-use super::view;
+use super::{is_set, read_text, view};
 
 /// Limits of a file: its lines and its bytes.
 const MAX_LINES: usize = 100_000;
@@ -95,15 +92,9 @@ pub(super) fn read(file: &Path, arguments: &ArgMatches) -> Result<Targets, CliEr
     let refuse = |reason: &dyn std::fmt::Display| {
         CliError::Usage(format!("-f {}: {reason}", file.display()))
     };
-    let reader: Box<dyn BufRead> = if file == Path::new("-") {
-        Box::new(BufReader::new(std::io::stdin().take(MAX_BYTES)))
-    } else {
-        let opened = File::open(file).map_err(|error| refuse(&error))?;
-        Box::new(BufReader::new(opened.take(MAX_BYTES)))
-    };
+    let text = read_text(file, MAX_BYTES).map_err(|error| refuse(&error))?;
     let (mut wanted, mut bad) = (Vec::new(), 0);
-    for (number, line) in reader.lines().enumerate() {
-        let line = line.map_err(|error| refuse(&error))?;
+    for (number, line) in text.lines().enumerate() {
         let target = line.trim();
         if target.is_empty() || target.starts_with('#') {
             continue;

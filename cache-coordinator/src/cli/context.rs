@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,7 @@ use chunkcache_proto::source_name::check_name;
 use clap::{Arg, ArgMatches, Command};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use service_kit::text_file;
 
 use super::failure::CliError;
 use super::globals;
@@ -161,12 +162,8 @@ fn read(path: &Path) -> Result<Content, String> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Content::default()),
         Err(error) => return Err(format!("can not be read: {error}")),
     };
-    let mut text = String::new();
-    let read = file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text);
-    read.map_err(|error| format!("can not be read: {error}"))?;
-    if text.len() as u64 > MAX_FILE_BYTES {
-        return Err(format!("is larger than {MAX_FILE_BYTES} bytes"));
-    }
+    let text = text_file::read_from(file, MAX_FILE_BYTES);
+    let text = text.map_err(|error| format!("can not be read: {error}"))?;
     toml::from_str(&text).map_err(|error| error.to_string().trim_end().to_owned())
 }
 

@@ -12,7 +12,7 @@ use clap::{Arg, ArgAction, Command};
 use serde_json::{Map, Value, json};
 
 use super::failure::CliError;
-use super::{precache, source_options};
+use super::{precache, read_text, source_options};
 
 /// Limit of the size of all files together.
 const MAX_BYTES: u64 = 16 << 20;
@@ -26,6 +26,9 @@ const FILES: [&str; 5] = [
     "client-key",
     "access-key-file",
 ];
+
+/// Why a field is refused whose names differ.
+const TWICE: &str = "given in two spellings";
 
 /// Stands for a file's name or a secret: the coordinator's value is kept.
 const KEPT: &str = "***";
@@ -113,19 +116,9 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, CliError> {
 }
 
 fn text_of(file: &Path, bytes: &mut u64) -> Result<String, CliError> {
-    use std::io::Read as _;
     let refuse =
         |reason: &dyn std::fmt::Display| CliError::Usage(format!("{}: {reason}", file.display()));
-    let mut text = String::new();
-    let read = if file == Path::new("-") {
-        std::io::stdin()
-            .take(MAX_BYTES + 1)
-            .read_to_string(&mut text)
-    } else {
-        let opened = fs::File::open(file).map_err(|error| refuse(&error))?;
-        opened.take(MAX_BYTES + 1).read_to_string(&mut text)
-    };
-    read.map_err(|error| refuse(&error))?;
+    let text = read_text(file, MAX_BYTES).map_err(|error| refuse(&error))?;
     *bytes += text.len() as u64;
     if *bytes > MAX_BYTES {
         return Err(refuse(&"more than 16 MiB in all"));
@@ -137,10 +130,14 @@ fn content(value: Value, beside: &Path) -> Result<Content, String> {
     let Value::Object(fields) = value else {
         return Err("expected a mapping with a kind".to_owned());
     };
-    let mut fields: Map<String, Value> = fields
-        .into_iter()
-        .map(|(name, value)| (name.replace('_', "-"), value))
-        .collect();
+    let written = fields;
+    let mut fields = Map::new();
+    for (name, value) in written {
+        let name = name.replace('_', "-");
+        if fields.insert(name.clone(), value).is_some() {
+            return Err(format!("{name}: {TWICE}"));
+        }
+    }
     let kind = take_text(&mut fields, "kind")?;
     match kind.as_str() {
         "Source" => source(fields, beside).map(|it| Content::Source(Box::new(it))),
@@ -181,8 +178,10 @@ fn source(mut fields: Map<String, Value>, beside: &Path) -> Result<Source, Strin
     }
     // The short names, as `source add` accepts them.
     for (short, full) in [("ca", "origin-ca"), ("endpoint", "s3-endpoint")] {
-        if let Some(value) = fields.remove(short) {
-            fields.insert(full.to_owned(), value);
+        if let Some(value) = fields.remove(short)
+            && fields.insert(full.to_owned(), value).is_some()
+        {
+            return Err(format!("{full}: {TWICE}"));
         }
     }
     let base_url = Arg::new("BASE_URL")
@@ -273,7 +272,11 @@ fn take_text(fields: &mut Map<String, Value>, name: &str) -> Result<String, Stri
 fn texts(name: &str, value: Value) -> Result<Vec<String>, String> {
     let one = |value: Value| match value {
         Value::String(text) => Ok(text),
-        Value::Number(number) => Ok(number.to_string()),
+        // A whole number that a template wrote as 1e+06.
+        Value::Number(number) => Ok(match number.as_f64() {
+            Some(float) if number.is_f64() => float.to_string(),
+            _ => number.to_string(),
+        }),
         Value::Bool(flag) => Ok(flag.to_string()),
         _ => Err(format!("{name}: expected a text, a number, true or false")),
     };
@@ -477,9 +480,11 @@ mod tests {
             "kind: Source\nname: films\nbase_url: [http://o/films, http://p/films]\n\
              max-connections: 4\n\
              quota: 10GiB\nheader:\n- 'X-A: b'\nignore_query: [utm_*, sid]\nttl: '*.m3u8=2s'\n\
+             max-rate: 1.048576e+06\n\
              first-byte-timeout: 90s\nbackground-fill: false\nmode: record\n",
         );
         assert_eq!((source.max_connections, source.quota_bytes), (4, 10 << 30));
+        assert_eq!(source.max_rate_bytes_per_second, 1 << 20);
         assert_eq!(source.further_base_urls, ["http://p/films"]);
         assert_eq!(source.background_fill, Some(false));
         let text = serde_saphyr::to_string(&of_source(&source)).unwrap();
@@ -534,7 +539,23 @@ mod tests {
                 "kind: Source\nname: films\nbase-url: http://o\nquota: [1, 2]\n",
                 "quota: expected one value",
             ),
+            (
+                "kind: Source\nname: films\nbase-url: http://o\nnegative-ttl: 500ms\n",
+                "negative-ttl",
+            ),
+            (
+                "kind: Source\nname: films\nbase-url: http://o\nttl: '*.m3u8=500ms'\n",
+                "ttl: expected whole seconds",
+            ),
             ("kind: Sauce\n", "kind: Sauce is none of"),
+            (
+                "kind: Source\nname: films\nbase-url: http://o\nmax_rate: 1\nmax-rate: 2\n",
+                "max-rate: given in two spellings",
+            ),
+            (
+                "kind: Source\nname: films\nbase-url: http://o\nca: a\norigin_ca: b\n",
+                "origin-ca: given in two spellings",
+            ),
             ("- a\n", "expected a mapping"),
             (
                 "kind: Pin\nentry: a/b\nmore: 1\n",

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Arg, ArgMatches, Command};
 use service_kit::config::{Secret, parse_duration, parse_url};
+use service_kit::text_file;
 
 use super::context::{Context, Contexts};
 use super::failure::CliError;
@@ -15,6 +16,8 @@ pub const VARIABLES: &[&str] = &[ENDPOINT_VARIABLE, TOKEN_FILE_VARIABLE, CONTEXT
 const CONTEXT_VARIABLE: &str = "CACHE_COORDINATOR_CONTEXT";
 const ENDPOINT_VARIABLE: &str = "CACHE_COORDINATOR_ENDPOINT";
 const TOKEN_FILE_VARIABLE: &str = "CACHE_COORDINATOR_TOKEN_FILE";
+/// Limit of the size of a file with a token.
+const MAX_TOKEN_FILE_BYTES: u64 = 64 << 10;
 const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:7400";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,7 +205,7 @@ pub(super) fn environment(variable: &str) -> Option<String> {
 
 fn read_token(path: &Path) -> Result<Secret, CliError> {
     let named = path.display();
-    let text = std::fs::read_to_string(path).map_err(|error| {
+    let text = text_file::read(path, MAX_TOKEN_FILE_BYTES).map_err(|error| {
         CliError::Usage(format!("--token-file {named} can not be read: {error}"))
     })?;
     match text.trim() {

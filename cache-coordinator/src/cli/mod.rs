@@ -31,10 +31,11 @@ mod view;
 mod watch;
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, Command};
-use service_kit::shell;
+use service_kit::{shell, text_file};
 
 use connection::Client;
 use failure::CliError;
@@ -137,6 +138,15 @@ fn text<'a>(matches: &'a ArgMatches, name: &str) -> Result<&'a str, CliError> {
         .get_one::<String>(name)
         .map(String::as_str)
         .ok_or_else(|| CliError::Usage(format!("{name} is missing")))
+}
+
+/// The text of a file, or of standard input (`-`).
+fn read_text(file: &Path, limit: u64) -> std::io::Result<String> {
+    if file == Path::new("-") {
+        text_file::read_from(std::io::stdin().lock(), limit)
+    } else {
+        text_file::read(file, limit)
+    }
 }
 
 fn unknown_verb(verb: &str) -> CliError {

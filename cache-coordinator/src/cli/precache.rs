@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use chunkcache_proto::v1::{
-    ByteRange, CancelJobRequest, EntryName, Job, JobState, ListJobsRequest, OpenEntryRequest,
-    PrecacheRequest, Priority, TimeWindow, WatchJobRequest,
+    ByteRange, CancelJobRequest, EntryName, GetEntryRequest, Job, JobState, ListJobsRequest,
+    OpenEntryRequest, PrecacheRequest, Priority, TimeWindow, WatchJobRequest,
 };
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde_json::Value;
@@ -186,15 +186,9 @@ pub(super) async fn run(
             CliError::Usage(format!("{verb} stands alone: precache {verb}")),
         ),
         Some(("list", arguments)) => {
-            let request = ListJobsRequest {
-                include_ended: is_set(arguments, "all"),
-                ids: Vec::new(),
-            };
-            let answer = client
-                .call(request, async |mut s, r| s.list_jobs(r).await)
-                .await?;
-            let json: Value = answer.jobs.iter().map(view::job).collect();
-            printer.result(&json, || table(&answer.jobs))
+            let jobs = list(is_set(arguments, "all"), client).await?;
+            let json: Value = jobs.iter().map(view::job).collect();
+            printer.result(&json, || table(&jobs))
         }
         Some(("cancel", arguments)) => {
             let request = CancelJobRequest {
@@ -254,37 +248,71 @@ pub(super) async fn ask(wanted: &Wanted, client: &mut Client) -> Result<Job, Cli
     Ok(answer.job.unwrap_or_default())
 }
 
-/// Whether a running or finished job requests the same.
-pub(super) async fn is_asked_for(wanted: &Wanted, client: &mut Client) -> Result<bool, CliError> {
+/// The newest jobs: those that run, or also those that ended.
+pub(super) async fn list(include_ended: bool, client: &mut Client) -> Result<Vec<Job>, CliError> {
     let request = ListJobsRequest {
-        include_ended: true,
+        include_ended,
         ids: Vec::new(),
     };
     let answer = client
         .call(request, async |mut s, r| s.list_jobs(r).await)
         .await?;
+    Ok(answer.jobs)
+}
+
+/// Whether one of the jobs, running or finished, requests the same.
+pub(super) async fn is_asked_for(
+    wanted: &Wanted,
+    jobs: &[Job],
+    client: &mut Client,
+) -> Result<bool, CliError> {
+    // The cluster's spellings, in which jobs are listed: of the object's name, of ranges and edges.
+    let request = GetEntryRequest {
+        entry: Some(entry_name(&wanted.target)?),
+    };
+    let found = client
+        .call(request, async |mut s, r| s.get_entry(r).await)
+        .await;
+    let Some(key) = found.ok().and_then(|it| it.entry?.entry?.key) else {
+        return Ok(false);
+    };
+    let mut edges = wanted.edges.clone();
+    edges.sort_unstable();
+    edges.dedup();
     let is_same = |job: &Job| {
         let entry = job.entry.clone().unwrap_or_default();
-        let size = entry.size;
-        let is_named = object(job) == wanted.target || entry.id == wanted.target;
-        let mut ranges: Vec<(u64, u64)> = wanted
-            .ranges
-            .iter()
-            .map(|range| range.resolve(size))
-            .map(|range| (range.start, range.end.min(size)))
-            .collect();
-        if ranges.is_empty() {
-            ranges.push((0, size));
-        }
-        ranges.sort_unstable();
+        let of = entry.key.unwrap_or_default();
+        let is_named = (&of.source, &of.path, &of.query) == (&key.source, &key.path, &key.query);
+        let ranges = joined(&wanted.ranges, entry.size);
         let asked: Vec<(u64, u64)> = job.ranges.iter().map(|it| (it.start, it.end)).collect();
         let asks = matches!(job.state(), JobState::Running | JobState::Done);
         // When it was fetched does not matter afterwards.
         let is_timed_so = job.state() == JobState::Done
             || (job.window == wanted.window && job.max_rate_bytes_per_second == wanted.max_rate);
-        asks && is_named && asked == ranges && job.edges == wanted.edges && is_timed_so
+        asks && is_named && asked == ranges && job.edges == edges && is_timed_so
     };
-    Ok(answer.jobs.iter().any(is_same))
+    Ok(jobs.iter().any(is_same))
+}
+
+/// Ranges of an object of `size` bytes as a job has them: ascending, none touching another; none:
+/// all of it.
+fn joined(written: &[WrittenRange], size: u64) -> Vec<(u64, u64)> {
+    let resolved = written.iter().map(|range| range.resolve(size));
+    let mut ranges: Vec<(u64, u64)> = resolved
+        .map(|range| (range.start, range.end.min(size)))
+        .collect();
+    if ranges.is_empty() {
+        ranges.push((0, size));
+    }
+    ranges.sort_unstable();
+    ranges.dedup_by(|next, last| {
+        let touches = next.0 <= last.1;
+        if touches {
+            last.1 = last.1.max(next.1);
+        }
+        touches
+    });
+    ranges
 }
 
 /// The requested ranges, half-open. "The last N" needs the size, so it opens the entry.

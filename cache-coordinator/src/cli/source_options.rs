@@ -1,10 +1,11 @@
 //! The settings of a source as options, and their effect on it.
 
-use std::{fs, path::Path, path::PathBuf, time::Duration};
+use std::{path::Path, path::PathBuf, time::Duration};
 
 use chunkcache_proto::v1::{Header, Source, SourceMode, TtlRule};
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 use service_kit::config::{parse_bytes, parse_duration, parse_rate, parse_url};
+use service_kit::text_file;
 
 use super::failure::CliError;
 use super::switch;
@@ -43,6 +44,11 @@ fn file(name: &'static str, help: &'static str) -> Arg {
 
 fn duration(name: &'static str, help: &'static str) -> Arg {
     option(name, "DURATION", help).value_parser(parse_duration)
+}
+
+/// A duration that is stored in whole seconds.
+fn seconds(name: &'static str, help: &'static str) -> Arg {
+    option(name, "DURATION", help).value_parser(parse_seconds)
 }
 
 fn limits() -> Vec<Arg> {
@@ -211,11 +217,11 @@ fn keys() -> Vec<Arg> {
 
 fn freshness() -> Vec<Arg> {
     vec![
-        duration(
+        seconds(
             "default-ttl",
             "Fresh for this long where the origin does not say [default: 60s]",
         ),
-        duration(
+        seconds(
             "override-ttl",
             "Fresh for this long whatever the origin says, except no-store and private",
         ),
@@ -224,11 +230,11 @@ fn freshness() -> Vec<Arg> {
             "PATTERN=DURATION",
             "As --override-ttl, for paths that match: '*.m3u8=2s'; the first match counts",
         ),
-        duration(
+        seconds(
             "stale-if-error",
             "Served for this long past freshness while the origins are down [default: 24h]",
         ),
-        duration(
+        seconds(
             "negative-ttl",
             "How long a 404 or 410 is remembered [default: 5s]",
         ),
@@ -367,8 +373,8 @@ fn apply_freshness(arguments: &ArgMatches, source: &mut Source) -> Result<(), Cl
         ("stale-if-error", &mut freshness.stale_if_error_seconds),
         ("negative-ttl", &mut freshness.negative_ttl_seconds),
     ] {
-        if let Some(duration) = arguments.get_one::<Duration>(name) {
-            *ttl = Some(whole_seconds(*duration));
+        if let Some(seconds) = arguments.get_one::<u32>(name) {
+            *ttl = Some(*seconds);
         }
     }
     let mut rules = Vec::new();
@@ -395,9 +401,14 @@ fn set_list(arguments: &ArgMatches, name: &str, setting: &mut Vec<String>) {
     }
 }
 
-/// Whole seconds on the wire; `u32::MAX` of them is 136 years.
-fn whole_seconds(duration: Duration) -> u32 {
-    u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)
+/// Whole seconds: a part of one would be dropped, and 500ms would be no time at all.
+fn parse_seconds(text: &str) -> Result<u32, String> {
+    let duration = parse_duration(text)?;
+    if duration.subsec_nanos() > 0 {
+        return Err("expected whole seconds, for example 1s or 1m30s".to_owned());
+    }
+    // `u32::MAX` seconds are 136 years.
+    Ok(u32::try_from(duration.as_secs()).unwrap_or(u32::MAX))
 }
 
 fn parse_ttl_rule(text: &str) -> Result<TtlRule, String> {
@@ -407,7 +418,7 @@ fn parse_ttl_rule(text: &str) -> Result<TtlRule, String> {
         .ok_or_else(|| format!("{text:?}: expected PATTERN=DURATION"))?;
     Ok(TtlRule {
         pattern: pattern.to_owned(),
-        seconds: whole_seconds(parse_duration(ttl)?),
+        seconds: parse_seconds(ttl)?,
     })
 }
 
@@ -442,11 +453,7 @@ fn read(path: &Path, option: &str) -> Result<String, CliError> {
             &format!("{} can not be read: {reason}", path.display()),
         )
     };
-    let size = fs::metadata(path).map_err(|error| refuse(&error))?.len();
-    if size > MAX_FILE_BYTES {
-        return Err(refuse(&"it is longer than 1 MiB"));
-    }
-    fs::read_to_string(path).map_err(|error| refuse(&error))
+    text_file::read(path, MAX_FILE_BYTES).map_err(|error| refuse(&error))
 }
 
 fn usage(option: &str, text: &str) -> CliError {

@@ -7,14 +7,15 @@ use std::{
 };
 
 use axum::{
+    body::Body,
     extract::{Request, State},
-    http::{StatusCode, header, uri::Authority},
+    http::{HeaderMap, StatusCode, header, uri::Authority},
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
 
 use super::dashboard::{RefusalResponse, problem};
-use crate::access::{Access, Caller, Denied, policy::Need};
+use crate::access::{Access, Caller, Denied, RevocableBody, policy::Need};
 
 /// Refuses callers without read permission; actions check the caller in the extensions again.
 pub(super) async fn identify(
@@ -22,12 +23,18 @@ pub(super) async fn identify(
     mut request: Request,
     next: Next,
 ) -> Response {
-    match caller_of(&access, is_loopback, &request, (Need::See, "the dashboard")) {
-        Ok(caller) => {
-            request.extensions_mut().insert(caller);
-            next.run(request).await
+    let caller = match caller_of(&access, is_loopback, &request, (Need::See, "the dashboard")) {
+        Ok(caller) => caller,
+        Err(refused) => return refused,
+    };
+    let revoked = access.revoked(request.headers().get(header::AUTHORIZATION));
+    request.extensions_mut().insert(caller);
+    let response = next.run(request).await;
+    match revoked {
+        None => response,
+        Some(revoked) => {
+            response.map(|body| Body::new(RevocableBody::new(body, revoked, HeaderMap::new())))
         }
-        Err(refused) => refused,
     }
 }
 

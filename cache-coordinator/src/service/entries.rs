@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use chunkcache_proto::{ByteRange, EntryId, v1};
+use prost::Message as _;
 
 use super::{
     Cluster,
@@ -26,6 +27,8 @@ use scheduler::edge_choice::{Candidate, choose_edge};
 const DEFAULT_PAGE: u32 = 100;
 /// The largest page of a listing.
 const MAX_PAGE: u32 = 1000;
+/// The largest page in bytes, unless one entry takes more: gRPC clients take 4 MiB by default.
+const MAX_PAGE_BYTES: usize = 3 << 20;
 /// Range around a viewer's start position in which edges are compared.
 const NEAR_BYTES: u64 = 256 << 20;
 
@@ -224,25 +227,28 @@ pub async fn list(
         .database
         .entries(&request.source, &after, page_size + 1)
         .await?;
-    let has_more = entries.len() > page_size as usize;
+    let mut has_more = entries.len() > page_size as usize;
     entries.truncate(page_size as usize);
-    let next_page_token = entries
-        .last()
-        .filter(|_| has_more)
-        .map(|last| last.cursor().encode())
-        .unwrap_or_default();
     let ids: Vec<EntryId> = entries.iter().map(|entry| entry.id).collect();
     let mut holdings = cluster.database.holdings_of(&ids).await?;
-    let entries = entries
-        .iter()
-        .map(|entry| {
-            let held = holdings.remove(&entry.id).unwrap_or_default();
-            detail(entry, None, &held)
-        })
-        .collect();
+    let (mut page, mut bytes) = (Vec::with_capacity(entries.len()), 0);
+    for entry in &entries {
+        let held = holdings.remove(&entry.id).unwrap_or_default();
+        let detail = detail(entry, None, &held);
+        bytes += detail.encoded_len();
+        if bytes > MAX_PAGE_BYTES && !page.is_empty() {
+            has_more = true;
+            break;
+        }
+        page.push(detail);
+    }
+    let last = page.len().checked_sub(1).and_then(|last| entries.get(last));
     Ok(v1::ListEntriesResponse {
-        entries,
-        next_page_token,
+        next_page_token: last
+            .filter(|_| has_more)
+            .map(|last| last.cursor().encode())
+            .unwrap_or_default(),
+        entries: page,
     })
 }
 

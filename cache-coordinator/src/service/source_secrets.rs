@@ -3,6 +3,8 @@
 use chunkcache_proto::v1;
 use url::Url;
 
+use super::error::FieldViolation;
+
 /// Shown instead of a secret.
 pub const REDACTED: &str = "***";
 
@@ -36,9 +38,15 @@ pub fn redacted(mut source: v1::Source) -> v1::Source {
 /// Replaces `"***"` in a change by the previous value, so that an answer can be written back.
 pub fn restore(source: &mut v1::Source, before: Option<&v1::Source>) {
     let Some(before) = before else { return };
-    for header in source.headers.iter_mut().filter(|h| h.value == REDACTED) {
-        let mut named = before.headers.iter();
-        if let Some(kept) = named.find(|h| h.name.eq_ignore_ascii_case(&header.name)) {
+    let mut unused: Vec<&v1::Header> = before.headers.iter().collect();
+    for header in &mut source.headers {
+        // Of several with one name, each has its own value, in their order.
+        let is_same = |kept: &&v1::Header| kept.name.eq_ignore_ascii_case(&header.name);
+        let Some(at) = unused.iter().position(is_same) else {
+            continue;
+        };
+        let kept = unused.remove(at);
+        if header.value == REDACTED {
             header.value.clone_from(&kept.value);
         }
     }
@@ -90,6 +98,35 @@ pub fn restore(source: &mut v1::Source, before: Option<&v1::Source>) {
     }
 }
 
+/// The fields in which `"***"` is left: there is no value that it stands for.
+#[must_use]
+pub fn unknown(source: &v1::Source) -> Vec<FieldViolation> {
+    let connection = source.connection.clone().unwrap_or_default();
+    let s3 = source.s3.clone().unwrap_or_default();
+    let proxy = Url::parse(&connection.http_proxy).ok();
+    let password = proxy.as_ref().and_then(Url::password).unwrap_or_default();
+    let mut fields: Vec<(String, &str)> = [
+        ("connection.ca_pem", &*connection.ca_pem),
+        ("connection.client_cert_pem", &*connection.client_cert_pem),
+        ("connection.client_key_pem", &*connection.client_key_pem),
+        ("connection.http_proxy", password),
+        ("s3.access_key_id", &*s3.access_key_id),
+        ("s3.secret_access_key", &*s3.secret_access_key),
+        ("s3.session_token", &*s3.session_token),
+    ]
+    .map(|(field, value)| (field.to_owned(), value))
+    .into();
+    let headers = source.headers.iter().enumerate();
+    fields.extend(headers.map(|(index, it)| (format!("headers[{index}].value"), &*it.value)));
+    let unknown = fields.into_iter().filter(|(_, value)| *value == REDACTED);
+    unknown
+        .map(|(field, _)| {
+            let description = "*** stands for a value that is kept, and there is none: write it";
+            FieldViolation::new(format!("source.{field}"), description)
+        })
+        .collect()
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -136,5 +173,65 @@ mod tests {
         s3.session_token.clear();
         restore(&mut exported, Some(&before));
         assert_eq!(exported, before);
+        assert!(unknown(&exported).is_empty());
+    }
+
+    #[test]
+    fn headers_of_one_name_keep_their_own_values() {
+        let header = |name: &str, value: &str| v1::Header {
+            name: name.into(),
+            value: value.into(),
+        };
+        let before = v1::Source {
+            headers: vec![header("X-Key", "a"), header("X", "b"), header("x-key", "c")],
+            ..Default::default()
+        };
+        let mut again = redacted(before.clone());
+        restore(&mut again, Some(&before));
+        assert_eq!(again, before);
+        // The first is written anew, and the second is kept.
+        again = redacted(before.clone());
+        again.headers[0].value = "new".into();
+        restore(&mut again, Some(&before));
+        assert_eq!(again.headers[0].value, "new");
+        assert_eq!(again.headers[2].value, "c");
+    }
+
+    #[test]
+    fn a_value_that_is_kept_nowhere_is_refused() {
+        let mut before = v1::Source::default();
+        before.headers.push(v1::Header {
+            name: "X-Key".into(),
+            value: "secret".into(),
+        });
+        before.connection = Some(v1::OriginConnection {
+            ca_pem: "a certificate".into(),
+            client_key_pem: "secret".into(),
+            http_proxy: "http://user:secret@proxy:3128".into(),
+            ..Default::default()
+        });
+        before.s3 = Some(v1::S3Settings {
+            secret_access_key: "secret".into(),
+            ..Default::default()
+        });
+        let mut elsewhere = redacted(before.clone());
+        elsewhere.connection.as_mut().unwrap().ca_pem = REDACTED.into();
+        let fields = |source: &v1::Source| -> Vec<String> {
+            let unknown = unknown(source).into_iter();
+            unknown.map(|it| it.field).collect()
+        };
+        let all = [
+            "source.connection.ca_pem",
+            "source.connection.client_key_pem",
+            "source.connection.http_proxy",
+            "source.s3.secret_access_key",
+            "source.headers[0].value",
+        ];
+        restore(&mut elsewhere, None);
+        assert_eq!(fields(&elsewhere), all);
+        restore(&mut elsewhere, Some(&v1::Source::default()));
+        assert_eq!(fields(&elsewhere), all);
+        restore(&mut elsewhere, Some(&before));
+        assert_eq!(fields(&elsewhere), [""; 0]);
     }
 }

@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use chunkcache_proto::v1;
+use prost::Message as _;
 use v1::session_response::Message;
 
 use super::{
@@ -22,6 +23,9 @@ use crate::{
 
 /// How long to wait for edges.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(2);
+/// Limit of the size of all sources together. An edge gets all in one message, and takes one of
+/// 4 MiB at most.
+const MAX_BYTES: usize = 3 << 20;
 
 /// Adds or changes a source.
 pub async fn put(
@@ -56,6 +60,7 @@ pub async fn put(
             ..v1::PutSourceResponse::default()
         });
     }
+    check_size(cluster, &source, before.as_ref())?;
     if request.validate_only {
         return Ok(v1::PutSourceResponse {
             source: Some(source_secrets::redacted(source)),
@@ -94,8 +99,34 @@ fn read(
 ) -> Result<(v1::Source, Option<v1::Source>), ServiceError> {
     let before = cluster.source(&source.name);
     source_secrets::restore(&mut source, before.as_ref());
+    let unknown = source_secrets::unknown(&source);
+    if !unknown.is_empty() {
+        return Err(ServiceError::Invalid(unknown));
+    }
     let source = source_rules::check(source).map_err(ServiceError::Invalid)?;
     Ok((source, before))
+}
+
+/// Checks that the sources still fit into one message. One that grows no further may be changed.
+fn check_size(
+    cluster: &Cluster,
+    source: &v1::Source,
+    before: Option<&v1::Source>,
+) -> Result<(), ServiceError> {
+    let all = cluster.sources.load();
+    let others = all.iter().filter(|it| it.name != source.name);
+    let bytes: usize = others
+        .chain([source])
+        .map(prost::Message::encoded_len)
+        .sum();
+    if bytes <= MAX_BYTES || before.is_some_and(|it| source.encoded_len() <= it.encoded_len()) {
+        return Ok(());
+    }
+    Err(ServiceError::Exhausted(format!(
+        "all sources together may take {MAX_BYTES} bytes, and with {} they would take {bytes}; \
+         certificates take most of it",
+        source.name
+    )))
 }
 
 /// One source, without its secrets.

@@ -177,9 +177,13 @@ impl Outbox {
         *self.end.reason.lock()
     }
 
-    /// Completes when the session must end. Cancel-safe.
+    /// Completes when the session must end, or when nobody receives its messages any more.
+    /// Cancel-safe.
     pub async fn ended(&self) {
-        self.end.token.cancelled().await;
+        tokio::select! {
+            () = self.end.token.cancelled() => {}
+            () = self.messages.closed() => self.end(End::Closed),
+        }
     }
 
     /// Cancelled with the session.

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use chunkcache_proto::v1::edge_service_client::EdgeServiceClient;
-use service_kit::tls;
+use service_kit::{text_file, tls};
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
@@ -13,6 +13,8 @@ use tonic::{
 };
 use tonic_types::StatusExt;
 
+/// Limit of the size of the token's file.
+const MAX_TOKEN_BYTES: u64 = 64 << 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The credentials that this edge verifies and presents; read again for each connection, so that
@@ -48,8 +50,10 @@ impl Bearer {
         let Some(file) = file else {
             return Ok(Self(None));
         };
-        let text = tokio::fs::read_to_string(file)
-            .await
+        let path = file.clone();
+        let read = tokio::task::spawn_blocking(move || text_file::read(&path, MAX_TOKEN_BYTES));
+        let text = read
+            .await?
             .with_context(|| format!("{} can not be read", file.display()))?;
         // The conversion's error is dropped, because it may contain the token.
         let mut value: MetadataValue<Ascii> =

@@ -78,7 +78,8 @@ pub struct PlayerOptions {
         value_parser = parse_network
     )]
     pub trusted_proxies: Vec<IpNet>,
-    /// Connections of all clients at a time; further ones are answered with 503 and closed
+    /// Connections of all clients at a time; further ones are answered with 503 and closed. Half of
+    /// the files that the process may open is the most (LimitNOFILE, ulimit -Hn)
     #[arg(
         long,
         value_name = "COUNT",

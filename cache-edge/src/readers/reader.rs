@@ -101,6 +101,10 @@ impl OpenReader for ReaderFactory {
         Some(history.missing(self.file.description(), place, holds_other))
     }
 
+    fn can_store(&self) -> bool {
+        self.file.can_store()
+    }
+
     async fn fetch_ahead(&self, range: ByteRange, player: PlayerReport) -> bool {
         ahead::fetch(self, range, player).await
     }

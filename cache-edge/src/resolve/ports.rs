@@ -135,6 +135,10 @@ pub trait OpenReader: Send + Sync + 'static {
     fn missing(&self, _range: ByteRange) -> Option<Missing> {
         None
     }
+    /// Whether missing bytes can be stored at the moment.
+    fn can_store(&self) -> bool {
+        true
+    }
     /// Wants the range for a reader that is expected, and returns whether its bytes are here.
     /// Dropping the future withdraws the demand.
     fn fetch_ahead(
@@ -157,6 +161,10 @@ impl<O: OpenReader> OpenReader for Arc<O> {
 
     fn missing(&self, range: ByteRange) -> Option<Missing> {
         (**self).missing(range)
+    }
+
+    fn can_store(&self) -> bool {
+        (**self).can_store()
     }
 
     async fn fetch_ahead(&self, range: ByteRange, player: PlayerReport) -> bool {

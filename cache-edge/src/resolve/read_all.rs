@@ -8,14 +8,18 @@ use http_body_util::{BodyExt as _, Limited};
 use super::ports::{OpenReader, PassBody, Piece, Presence, ReadBytes as _};
 use crate::core::consumption::PlayerReport;
 
-/// The bytes of an object. Missing bytes are fetched at HIGH, below waiting viewers.
-pub async fn read_all<R: OpenReader>(readers: &R, size: u64) -> Option<Vec<u8>> {
+/// Fetches the missing bytes of an object at HIGH, below waiting viewers. False: they are not here,
+/// and may never be.
+pub async fn bring<R: OpenReader>(readers: &R, size: u64) -> bool {
     let range = ByteRange::new(0, size);
-    let player = PlayerReport::default();
-    if readers.presence(range) != Presence::All && !readers.fetch_ahead(range, player).await {
-        return None;
-    }
-    let mut reader = readers.open(range, player);
+    readers.presence(range) == Presence::All
+        || readers.fetch_ahead(range, PlayerReport::default()).await
+}
+
+/// The bytes of an object. What [`bring`] could not bring is read past the store.
+pub async fn read_all<R: OpenReader>(readers: &R, size: u64) -> Option<Vec<u8>> {
+    bring(readers, size).await;
+    let mut reader = readers.open(ByteRange::new(0, size), PlayerReport::default());
     let mut text = Vec::new();
     while let Some(piece) = reader.next(size).await.ok()? {
         let bytes = tokio::task::spawn_blocking(move || bytes_of(&piece));

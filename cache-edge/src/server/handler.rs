@@ -396,8 +396,9 @@ async fn answer_object<O: OpenReader>(
     };
     object.head.append_kept(&mut head);
     let presence = presence_of(&*object.readers, &plan);
-    let cache_status =
+    let mut cache_status =
         response::cache_status(freshness, presence, || missing_of(&*object.readers, &plan));
+    cache_status.stored &= presence == Presence::All || object.readers.can_store();
     head.insert(CACHE_STATUS, server.cache_status(&cache_status));
     head.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
 

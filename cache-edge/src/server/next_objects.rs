@@ -44,7 +44,7 @@ use crate::{
             FirstBytes, Freshness, ObjectName, ObjectRequest, Objects, OpenReader as _, PassBody,
             PassThrough, Presence, Resolution,
         },
-        read_all::{is_plain, read_all},
+        read_all::{bring, is_plain, read_all},
     },
 };
 
@@ -245,7 +245,16 @@ pub(super) fn follow_manifests<O: Objects>(
         let next_objects = Arc::clone(&server.next_objects);
         let readers = Arc::clone(&object.readers);
         tokio::spawn(async move {
-            let text = tokio::time::timeout(WANTED_FOR, read_all(&*readers, size)).await;
+            // One that cannot be stored is not asked for once more, only to look ahead.
+            let read = async {
+                let is_here = bring(&*readers, size).await;
+                if is_here {
+                    read_all(&*readers, size).await
+                } else {
+                    None
+                }
+            };
+            let text = tokio::time::timeout(WANTED_FOR, read).await;
             if let Ok(Some(text)) = text {
                 next_objects.manifests.read(&path, version, &text);
             }

@@ -2,14 +2,14 @@
 //! replaced without a restart.
 
 use std::{
-    fs::File,
-    io::{self, Read as _},
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
+use service_kit::text_file;
 
 use crate::core::{
     access_token::{AccessTokens, JwksError},
@@ -17,7 +17,7 @@ use crate::core::{
     signed_url_keys::{self, KeysError},
 };
 
-/// A file of this size holds thousands of keys; the rest is not read.
+/// A file of this size holds thousands of keys.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Why the files give no keys.
@@ -141,13 +141,7 @@ impl KeyFiles {
 }
 
 fn read_text(path: &Path) -> Result<String, KeysFileError> {
-    let read = |path| {
-        let mut text = String::new();
-        let file = File::open(path)?.take(MAX_FILE_BYTES);
-        io::BufReader::new(file).read_to_string(&mut text)?;
-        Ok(text)
-    };
-    read(path).map_err(|source| KeysFileError::Read {
+    text_file::read(path, MAX_FILE_BYTES).map_err(|source| KeysFileError::Read {
         path: path.to_owned(),
         source,
     })

@@ -265,8 +265,13 @@ impl Client {
             let mut headers = question.headers.clone();
             if is_own {
                 let is_sent = |name| !question.is_presigned || !signatures::is_right(name);
-                for (name, value) in source.headers.iter().filter(|(name, _)| is_sent(name)) {
-                    headers.insert(name, value.clone());
+                let own = || source.headers.iter().filter(|(name, _)| is_sent(name));
+                for (name, _) in own() {
+                    headers.remove(name);
+                }
+                // Several may have one name.
+                for (name, value) in own() {
+                    headers.append(name, value.clone());
                 }
             } else {
                 headers.remove(header::AUTHORIZATION);

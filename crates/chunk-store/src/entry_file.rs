@@ -242,6 +242,13 @@ impl EntryFile {
         self.verify_again(chunk).await
     }
 
+    /// Whether a chunk of it can be stored at the moment, if need be in the place of others.
+    #[must_use]
+    pub fn can_store(&self) -> bool {
+        let (shared, chunk) = (&self.shared, self.geometry.chunk_range(0));
+        !shared.health.is_degraded() && shared.space.can_hold(chunk.len(), Instant::now())
+    }
+
     /// Writes part of a chunk that is not present. Blocking, for the fetch threads. After an error
     /// all written bytes of the chunk are void: write it again from its start, or give it up with
     /// [`abandon_chunk`](Self::abandon_chunk).

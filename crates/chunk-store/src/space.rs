@@ -153,6 +153,11 @@ impl Space {
         StoreError::NoSpace(NO_FILES.into())
     }
 
+    /// Whether a chunk of this size can be stored, if need be in the place of others.
+    pub fn can_hold(&self, bytes: u64, now: Instant) -> bool {
+        bytes <= self.allowed() && !goes_on(&self.refusals, now) && !goes_on(&self.no_files, now)
+    }
+
     /// Why nothing can be stored, while that lasts and eviction does not end it.
     pub fn shortage(&self, now: Instant) -> Option<String> {
         if goes_on(&self.refusals, now) {
@@ -254,9 +259,11 @@ mod tests {
         let after = |seconds| start + Duration::from_secs(seconds);
         space.refused(after(0));
         assert_eq!(space.shortage(after(0)), None, "an eviction makes room");
+        assert!(space.can_hold(100, after(0)) && !space.can_hold(101, after(0)));
         space.refused(after(1));
         space.refused(after(3));
         assert!(space.shortage(after(4)).is_some());
+        assert!(!space.can_hold(1, after(4)) && space.can_hold(1, after(9)));
         assert_eq!(space.shortage(after(9)), None, "nobody asked since");
         space.refused(after(10));
         assert_eq!(space.shortage(after(10)), None, "another one begins");

@@ -14,5 +14,6 @@ pub mod shell;
 pub mod shutdown;
 pub mod systemd;
 pub mod telemetry;
+pub mod text_file;
 pub mod tls;
 pub mod token_bucket;

@@ -110,15 +110,20 @@ impl Window {
     /// When it opens next.
     #[must_use]
     pub fn opens_after(&self, now: Timestamp) -> Option<Timestamp> {
+        // A clock that is set forward may be set into the window.
+        let jump = self.zone.following(now).next();
+        let mut times: Vec<Timestamp> = jump.map(|jump| jump.timestamp()).into_iter().collect();
         let mut date = now.to_zoned(self.zone.clone()).date();
         for _ in 0..DAYS {
-            let opens = self.zone.to_timestamp(date.to_datetime(self.start)).ok()?;
-            if opens > now && self.is_open(opens) {
-                return Some(opens);
-            }
+            // Where a clock is set back, the hour and so the window comes twice.
+            let start = self
+                .zone
+                .to_ambiguous_timestamp(date.to_datetime(self.start));
+            times.extend([start.earlier().ok()?, start.later().ok()?]);
             date = date.tomorrow().ok()?;
         }
-        None
+        let later = times.into_iter().filter(|time| *time > now);
+        later.filter(|time| self.is_open(*time)).min()
     }
 }
 
@@ -259,6 +264,23 @@ mod tests {
         let skipped = window("02:00", "02:30", "Europe/Berlin");
         let opens = skipped.opens_after(at("2026-03-28T12:00:00Z"));
         assert_eq!(opens, Some(at("2026-03-30T00:00:00Z")));
+    }
+
+    #[test]
+    fn a_window_that_a_clock_is_set_into_opens_then_and_one_that_comes_twice_opens_twice() {
+        // 03:00 on that day.
+        let cut = window("02:30", "03:30", "Europe/Berlin");
+        let opens = |window: &Window, now| window.opens_after(at(now));
+        let at_three = at("2026-03-29T01:00:00Z");
+        assert!(cut.is_open(at_three));
+        assert_eq!(opens(&cut, "2026-03-28T12:00:00Z"), Some(at_three));
+        // On 25 October 2026, 03:00 is followed by 02:00.
+        let twice = window("02:10", "02:20", "Europe/Berlin");
+        let first = at("2026-10-25T00:10:00Z");
+        assert_eq!(opens(&twice, "2026-10-24T12:00:00Z"), Some(first));
+        let second = at("2026-10-25T01:10:00Z");
+        assert_eq!(opens(&twice, "2026-10-25T00:20:00Z"), Some(second));
+        assert!(twice.is_open(first) && twice.is_open(second));
     }
 
     #[test]

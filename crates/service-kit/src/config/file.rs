@@ -4,6 +4,9 @@ use std::path::Path;
 
 use toml::Value as Toml;
 
+use super::MAX_FILE_BYTES;
+use crate::text_file;
+
 /// The value of a key, as it would be written for a flag.
 pub(super) enum Texts {
     One(String),
@@ -24,7 +27,8 @@ type Keys = Vec<(String, Result<Texts, String>)>;
 
 /// Reads and parses a file; the error is a plain sentence.
 pub(super) fn read(path: &Path) -> Result<Keys, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))?;
+    let text = text_file::read(path, MAX_FILE_BYTES);
+    let text = text.map_err(|error| format!("cannot be read: {error}"))?;
     parse(&text)
 }
 

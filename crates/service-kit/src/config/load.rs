@@ -9,7 +9,8 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::problems::{ConfigError, Problems};
-use super::{CONFIG, Options, file, is_secret, secret_file, unjudged, variable};
+use super::{CONFIG, MAX_FILE_BYTES, Options, file, is_secret, secret_file, unjudged, variable};
+use crate::text_file;
 
 /// Jaro similarity from which a name counts as a misspelling of another.
 const SIMILAR: f64 = 0.8;
@@ -295,7 +296,7 @@ fn sentence(error: &clap::Error) -> String {
 
 fn secret_of(path: &Path) -> Result<String, String> {
     let shown = path.display();
-    let text = std::fs::read_to_string(path)
+    let text = text_file::read(path, MAX_FILE_BYTES)
         .map_err(|error| format!("{shown} cannot be read: {error}"))?;
     match text.trim_end_matches(['\r', '\n']) {
         "" => Err(format!("{shown} is empty")),

@@ -37,6 +37,9 @@ pub use value::{
 /// The exit status for a command line or configuration that cannot be used.
 pub const EXIT_USAGE: u8 = 2;
 
+/// Limit of the size of a file of options or of a secret.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
 /// The id of `--config`. A command that has it takes the binary's options.
 const CONFIG: &str = "config";
 
