@@ -51,6 +51,27 @@ pub enum ChangeKind {
 }
 
 impl ChangeKind {
+    /// Chunks that an edge stored or, otherwise, removed.
+    pub(super) fn of_chunks(
+        is_stored: bool,
+        entry: EntryId,
+        edge: String,
+        ranges: Vec<ByteRange>,
+    ) -> Self {
+        match is_stored {
+            true => Self::Stored {
+                entry,
+                edge,
+                ranges,
+            },
+            false => Self::Removed {
+                entry,
+                edge,
+                ranges,
+            },
+        }
+    }
+
     /// The entry whose watchers receive the change.
     #[must_use]
     pub fn concerns(&self) -> Option<EntryId> {

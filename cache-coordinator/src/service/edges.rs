@@ -115,18 +115,19 @@ fn played(cluster: &Cluster, edge: EdgeId) -> BTreeSet<EntryId> {
     ids.filter_map(Result::ok).take(MAX_PLAYED).collect()
 }
 
+async fn find(cluster: &Cluster, name: &str) -> Result<EdgeRecord, ServiceError> {
+    require_name(name)?;
+    let row = cluster.database.edge(name).await?;
+    row.ok_or_else(|| ServiceError::not_found(Resource::Edge, name))
+}
+
 /// Removes an edge and its rows from the cluster.
 pub async fn forget(
     cluster: &Cluster,
     request: v1::ForgetEdgeRequest,
 ) -> Result<v1::ForgetEdgeResponse, ServiceError> {
     cluster.require_leader()?;
-    require_name(&request.name)?;
-    let row = cluster
-        .database
-        .edge(&request.name)
-        .await?
-        .ok_or_else(|| ServiceError::not_found(Resource::Edge, &request.name))?;
+    let row = find(cluster, &request.name).await?;
     if let Some(live) = cluster.registry.get(edge_id(row.id)) {
         if !request.force {
             return Err(ServiceError::Precondition {
@@ -159,12 +160,7 @@ pub async fn verify(
     request: v1::VerifyEdgeRequest,
 ) -> Result<v1::VerifyEdgeResponse, ServiceError> {
     cluster.require_leader()?;
-    require_name(&request.name)?;
-    let row = cluster
-        .database
-        .edge(&request.name)
-        .await?
-        .ok_or_else(|| ServiceError::not_found(Resource::Edge, &request.name))?;
+    let row = find(cluster, &request.name).await?;
     let edge = edge_id(row.id);
     let live = cluster
         .registry

@@ -49,10 +49,9 @@ enum Kind {
 }
 
 impl EdgeBody {
-    #[must_use]
-    pub fn empty() -> Self {
+    fn new(kind: Kind) -> Self {
         Self {
-            kind: Kind::Full(None),
+            kind,
             guard: None,
             active: None,
             place: None,
@@ -62,16 +61,13 @@ impl EdgeBody {
     }
 
     #[must_use]
+    pub fn empty() -> Self {
+        Self::new(Kind::Full(None))
+    }
+
+    #[must_use]
     pub fn full(bytes: Bytes) -> Self {
-        let bytes = if bytes.is_empty() { None } else { Some(bytes) };
-        Self {
-            kind: Kind::Full(bytes),
-            guard: None,
-            active: None,
-            place: None,
-            log: None,
-            error: None,
-        }
+        Self::new(Kind::Full((!bytes.is_empty()).then_some(bytes)))
     }
 
     #[must_use]
@@ -79,31 +75,17 @@ impl EdgeBody {
     where
         O::Reader: Send,
     {
-        Self {
-            kind: Kind::Object(Box::pin(body)),
-            guard: None,
-            active: None,
-            place: None,
-            log: None,
-            error: None,
-        }
+        Self::new(Kind::Object(Box::pin(body)))
     }
 
     /// A body that does not come from a reader.
     #[must_use]
     pub fn streamed(body: PassBody, sent: Arc<SentBytes>, counted_as: ByteSource) -> Self {
-        Self {
-            kind: Kind::Pass {
-                body,
-                sent,
-                counted_as,
-            },
-            guard: None,
-            active: None,
-            place: None,
-            log: None,
-            error: None,
-        }
+        Self::new(Kind::Pass {
+            body,
+            sent,
+            counted_as,
+        })
     }
 
     /// Writes `line` when the body ends or is dropped.

@@ -8,14 +8,11 @@ use std::{
 
 use http::{Method, StatusCode};
 use prometheus_client::{
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 
-use super::{
-    histogram::DurationHistogram,
-    sent_bytes::{ByteSource, SentBySource},
-};
+use super::sent_bytes::{ByteSource, SentBySource};
 use crate::resolve::ports::ReadError;
 
 /// Why a body ended early.
@@ -100,8 +97,8 @@ pub struct Metrics {
     aborts: [Counter; ABORTS.len()],
     refusals: [Counter; REFUSALS.len()],
     next_objects: [Counter; NEXT_OBJECTS.len()],
-    first_byte_seconds: DurationHistogram,
-    seek_first_byte_seconds: DurationHistogram,
+    first_byte_seconds: Histogram,
+    seek_first_byte_seconds: Histogram,
     stalls: Counter,
     player_stalls: Counter,
     stall_seconds: Counter<f64, std::sync::atomic::AtomicU64>,
@@ -119,13 +116,13 @@ impl Metrics {
             "Requests by method and class of status",
             requests.clone(),
         );
-        let first_byte_seconds = DurationHistogram::new(&FIRST_BYTE_SECONDS);
+        let first_byte_seconds = Histogram::new(FIRST_BYTE_SECONDS);
         registry.register(
             "http_first_byte_seconds",
             "From the request's head to the first byte of the object being at hand",
             first_byte_seconds.clone(),
         );
-        let seek_first_byte_seconds = DurationHistogram::new(&FIRST_BYTE_SECONDS);
+        let seek_first_byte_seconds = Histogram::new(FIRST_BYTE_SECONDS);
         registry.register(
             "http_seek_first_byte_seconds",
             "The same, of requests that begin within the object",
@@ -261,7 +258,7 @@ impl Metrics {
     /// Records the time to the first byte. `is_seek`: the request begins within the object, not at
     /// its first byte.
     pub fn observe_first_byte(&self, since: Instant, is_seek: bool) {
-        let took = since.elapsed();
+        let took = since.elapsed().as_secs_f64();
         self.first_byte_seconds.observe(took);
         if is_seek {
             self.seek_first_byte_seconds.observe(took);

@@ -1,4 +1,5 @@
-//! Limits the rate of one connection, whatever it carries: file bytes, TLS, HTTP/2 streams.
+//! Limits the rate of one connection and reports its progress to its watchdog, whatever it carries:
+//! file bytes, TLS, HTTP/2 streams.
 
 use std::{
     io::{self, IoSlice},
@@ -16,41 +17,40 @@ use super::{connection::Activity, pace::Pacer};
 /// seeks, and then receives data as it plays.
 const BURST: Duration = Duration::from_secs(5);
 
-/// I/O of a connection that may be paced.
+/// I/O of a client's connection.
 pub struct PacedIo<I> {
     io: I,
-    paced: Option<Paced>,
-}
-
-struct Paced {
-    pace: Pacer,
     activity: Arc<Activity>,
+    pacer: Option<Pacer>,
 }
 
 impl<I> PacedIo<I> {
     /// `bytes_per_second`: `None` means no limit.
-    pub fn new(io: I, bytes_per_second: Option<u64>, activity: &Arc<Activity>) -> Self {
-        let paced = bytes_per_second.map(|bytes_per_second| Paced {
-            pace: Pacer::new(bytes_per_second, BURST),
-            activity: Arc::clone(activity),
-        });
-        Self { io, paced }
-    }
-}
-
-impl Paced {
-    /// Ready with the number of bytes that may be written now.
-    fn poll_allowance(&mut self, context: &mut Context<'_>) -> Poll<usize> {
-        if self.activity.is_of_a_peer() {
-            return Poll::Ready(usize::MAX);
+    pub fn new(io: I, bytes_per_second: Option<u64>, activity: Arc<Activity>) -> Self {
+        Self {
+            io,
+            activity,
+            pacer: bytes_per_second.map(|rate| Pacer::new(rate, BURST)),
         }
-        ready!(self.pace.poll_ready(context));
-        Poll::Ready(usize::try_from(self.pace.part_bytes()).unwrap_or(usize::MAX))
+    }
+
+    /// Ready with the number of bytes that may be written now; `None`: any number.
+    fn poll_allowance(&mut self, context: &mut Context<'_>) -> Poll<Option<usize>> {
+        match &mut self.pacer {
+            Some(pacer) if !self.activity.is_of_a_peer() => {
+                ready!(pacer.poll_ready(context));
+                Poll::Ready(usize::try_from(pacer.part_bytes()).ok())
+            }
+            _ => Poll::Ready(None),
+        }
     }
 
     fn written(&mut self, outcome: &Poll<io::Result<usize>>) {
         if let Poll::Ready(Ok(bytes)) = outcome {
-            self.pace.sent(*bytes);
+            self.activity.progressed();
+            if let Some(pacer) = &mut self.pacer {
+                pacer.sent(*bytes);
+            }
         }
     }
 }
@@ -86,13 +86,10 @@ impl<I: Write + Unpin> Write for PacedIo<I> {
         context: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        let Some(paced) = &mut this.paced else {
-            return Pin::new(&mut this.io).poll_write(context, buffer);
-        };
-        let most = ready!(paced.poll_allowance(context)).min(buffer.len());
-        let outcome = Pin::new(&mut this.io).poll_write(context, &buffer[..most]);
-        paced.written(&outcome);
+        let allowed = ready!(self.poll_allowance(context));
+        let most = allowed.map_or(buffer.len(), |most| most.min(buffer.len()));
+        let outcome = Pin::new(&mut self.io).poll_write(context, &buffer[..most]);
+        self.written(&outcome);
         outcome
     }
 
@@ -105,14 +102,13 @@ impl<I: Write + Unpin> Write for PacedIo<I> {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        let Some(paced) = &mut this.paced else {
-            return Pin::new(&mut this.io).poll_write_vectored(context, slices);
+        let allowed = ready!(self.poll_allowance(context));
+        let io = Pin::new(&mut self.io);
+        let outcome = match allowed {
+            Some(most) => io.poll_write_vectored(context, &truncate(slices, most)),
+            None => io.poll_write_vectored(context, slices),
         };
-        let most = ready!(paced.poll_allowance(context));
-        let slices = truncate(slices, most);
-        let outcome = Pin::new(&mut this.io).poll_write_vectored(context, &slices);
-        paced.written(&outcome);
+        self.written(&outcome);
         outcome
     }
 

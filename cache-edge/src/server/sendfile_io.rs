@@ -18,7 +18,6 @@ use rustix::net::{SendAncillaryBuffer, SendFlags};
 use tokio::{io::Interest, net::TcpStream};
 
 use super::{
-    connection::Activity,
     file_slices::{FilePart, FileSlices},
     metrics::Metrics,
 };
@@ -34,7 +33,6 @@ const TURN_BYTES: u64 = 512 << 10;
 pub struct SendfileIo {
     io: TokioIo<TcpStream>,
     slices: Arc<FileSlices>,
-    activity: Arc<Activity>,
     metrics: Arc<Metrics>,
     /// The last write ended so that other connections are served.
     turn_over: bool,
@@ -42,16 +40,10 @@ pub struct SendfileIo {
 
 impl SendfileIo {
     #[must_use]
-    pub fn new(
-        stream: TcpStream,
-        slices: Arc<FileSlices>,
-        activity: Arc<Activity>,
-        metrics: Arc<Metrics>,
-    ) -> Self {
+    pub fn new(stream: TcpStream, slices: Arc<FileSlices>, metrics: Arc<Metrics>) -> Self {
         Self {
             io: TokioIo::new(stream),
             slices,
-            activity,
             metrics,
             turn_over: false,
         }
@@ -185,7 +177,6 @@ impl Write for SendfileIo {
                 // An error, if there was one, is returned again by the next call.
                 self.turn_over =
                     outcome.is_err_and(|error| error.kind() == io::ErrorKind::Interrupted);
-                self.activity.progressed();
                 return Poll::Ready(Ok(sent));
             }
             match outcome {

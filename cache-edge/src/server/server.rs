@@ -35,7 +35,6 @@ use super::{
     metrics::{Metrics, Refusal},
     next_objects::NextObjects,
     paced_io::PacedIo,
-    progress_io::ProgressIo,
     proxies::{self, Proxies},
     response::CACHE_STATUS,
     sendfile_io::SendfileIo,
@@ -377,12 +376,7 @@ impl<O: Objects> Server<O> {
         let socket = stream.as_raw_fd();
         let Some(tls) = &self.settings.tls else {
             let slices = Arc::new(FileSlices::default());
-            let io = SendfileIo::new(
-                stream,
-                Arc::clone(&slices),
-                Arc::clone(&activity),
-                Arc::clone(&self.metrics),
-            );
+            let io = SendfileIo::new(stream, Arc::clone(&slices), Arc::clone(&self.metrics));
             let conversation = self.converse(
                 io,
                 Some(slices),
@@ -405,7 +399,7 @@ impl<O: Objects> Server<O> {
         };
         match accepted {
             Ok(Ok(stream)) => {
-                let io = ProgressIo::new(TokioIo::new(stream), Arc::clone(&activity));
+                let io = TokioIo::new(stream);
                 Box::pin(self.converse(io, None, streams, address, activity, socket, shutdown))
                     .await;
             }
@@ -430,7 +424,7 @@ impl<O: Objects> Server<O> {
     {
         let memory = Arc::new(ConnectionCache::<O::Open>::new());
         let builder = self.protocols(streams);
-        let io = PacedIo::new(io, self.settings.limits.client_rate, &activity);
+        let io = PacedIo::new(io, self.settings.limits.client_rate, Arc::clone(&activity));
         let service = service_fn(|request: Request<Incoming>| {
             let server = Arc::clone(&self);
             let memory = Arc::clone(&memory);

@@ -1,7 +1,7 @@
 //! Applies the changes of one batch inside its transaction, and collects their answers and log
 //! rows.
 
-use chunkcache_proto::v1;
+use chunkcache_proto::{EntryId, v1};
 use deadpool_postgres::GenericClient;
 use tokio_postgres::types::Json;
 
@@ -208,14 +208,7 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         &mut self,
         change: &InvalidateEntry,
     ) -> Result<InvalidationEffect, DatabaseError> {
-        if self
-            .executor
-            .query_opt(statements::ENTRY_GET, &[&change.entry])
-            .await?
-            .is_none()
-        {
-            return Err(DatabaseError::not_found("entry", change.entry));
-        }
+        self.require_entry(change.entry).await?;
         self.executor
             .execute(statements::ENTRY_INVALIDATE, &[&change.entry])
             .await?;
@@ -388,15 +381,19 @@ impl<'a, C: GenericClient> Batch<'a, C> {
             .await
     }
 
-    async fn add_job(&mut self, change: &AddJob) -> Result<(), DatabaseError> {
-        if self
+    async fn require_entry(&self, entry: EntryId) -> Result<(), DatabaseError> {
+        let found = self
             .executor
-            .query_opt(statements::ENTRY_GET, &[&change.entry])
-            .await?
-            .is_none()
-        {
-            return Err(DatabaseError::not_found("entry", change.entry));
+            .query_opt(statements::ENTRY_GET, &[&entry])
+            .await?;
+        match found {
+            Some(_) => Ok(()),
+            None => Err(DatabaseError::not_found("entry", entry)),
         }
+    }
+
+    async fn add_job(&mut self, change: &AddJob) -> Result<(), DatabaseError> {
+        self.require_entry(change.entry).await?;
         let ranges = coalesce(change.ranges.clone());
         let starts: Vec<i64> = ranges.iter().map(|range| signed(range.start)).collect();
         let ends: Vec<i64> = ranges.iter().map(|range| signed(range.end)).collect();

@@ -231,19 +231,8 @@ impl<C: GenericClient> Batch<'_, C> {
         for ((entry, edge), ranges) in groups {
             let edge = names.get(&edge).cloned().unwrap_or_default();
             let ranges = coalesce(ranges);
-            self.changes.push(if stored {
-                ChangeKind::Stored {
-                    entry,
-                    edge,
-                    ranges,
-                }
-            } else {
-                ChangeKind::Removed {
-                    entry,
-                    edge,
-                    ranges,
-                }
-            });
+            let change = ChangeKind::of_chunks(stored, entry, edge, ranges);
+            self.changes.push(change);
         }
     }
 

@@ -81,19 +81,8 @@ impl<C: GenericClient> Batch<'_, C> {
         for (rows, is_stored) in [(gone, false), (come, true)] {
             for (entry, ranges) in rows {
                 let (edge, ranges) = (edge.clone(), coalesce(ranges));
-                self.changes.push(if is_stored {
-                    ChangeKind::Stored {
-                        entry,
-                        edge,
-                        ranges,
-                    }
-                } else {
-                    ChangeKind::Removed {
-                        entry,
-                        edge,
-                        ranges,
-                    }
-                });
+                let change = ChangeKind::of_chunks(is_stored, entry, edge, ranges);
+                self.changes.push(change);
             }
         }
         Ok(answers)
