@@ -9,6 +9,7 @@ use std::{net::SocketAddr, sync::Arc};
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
+use scheduler::api::WantId;
 use service_kit::{
     route,
     shutdown::TaskSet,
@@ -16,7 +17,10 @@ use service_kit::{
     telemetry::MetricSender,
     tls::{self, CHECK_INTERVAL, Reloading, ServerFiles},
 };
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
@@ -24,7 +28,7 @@ use crate::{
     access::{self, Access},
     config::ServeOptions,
     db::{
-        Database, DatabaseConfig, LeaseKeeper,
+        Database, DatabaseConfig, LeaseKeeper, MigrateMode,
         lease::LeaseTimes,
         writer::{WriterConfig, WriterTask},
     },
@@ -94,47 +98,57 @@ impl App {
     /// Runs until the token is cancelled, or an essential task ends.
     pub async fn run(self) -> anyhow::Result<()> {
         let (grpc_address, http_address) = (self.grpc_address()?, self.http_address()?);
-        let scheme = if self.grpc_tls.is_some() {
-            "https"
-        } else {
-            "http"
-        };
-        let address = match &self.config.advertise_url {
-            Some(url) => url.clone(),
-            None => {
-                let reachable = route::reachable(grpc_address, &[]).with_context(|| {
-                    format!("--listen {grpc_address} names no machine: give --advertise-url")
-                })?;
-                format!("{scheme}://{reachable}")
-            }
-        };
+        let address = self.advertised(grpc_address)?;
         tracing::info!(grpc = %grpc_address, http = %http_address, "listening");
         let is_open = |address: SocketAddr| !address.ip().is_loopback();
         if self.access.tokens().is_none() && (is_open(grpc_address) || is_open(http_address)) {
             tracing::warn!("no --access-tokens-file: whoever can connect may do everything");
         }
+        let parts = self.build(address)?;
+        let mut tasks = TaskSet::new(self.shutdown.clone());
+        self.spawn_watchers(&parts.cluster, grpc_address, &mut tasks)?;
+        // Each step of the shutdown waits for the one before.
+        let served = CancellationToken::new();
+        let (migrate, drain_grace) = (self.config.migrate(), self.config.drain_grace);
+        self.spawn_servers(&parts.cluster, http_address, served.clone(), &mut tasks);
+        parts.spawn(migrate, served, &mut tasks);
+        tasks.run(drain_grace).await?;
+        tracing::info!("stopped");
+        Ok(())
+    }
 
+    /// Where clients and edges reach this coordinator.
+    fn advertised(&self, grpc_address: SocketAddr) -> anyhow::Result<String> {
+        if let Some(url) = &self.config.advertise_url {
+            return Ok(url.clone());
+        }
+        let reachable = route::reachable(grpc_address, &[]).with_context(|| {
+            format!("--listen {grpc_address} names no machine: give --advertise-url")
+        })?;
+        let scheme = match self.grpc_tls {
+            Some(_) => "https",
+            None => "http",
+        };
+        Ok(format!("{scheme}://{reachable}"))
+    }
+
+    /// Composes what serves and decides. Nothing runs yet.
+    fn build(&self, address: String) -> anyhow::Result<Parts> {
         let metrics = Arc::new(Metrics::default());
         let mut database_config = DatabaseConfig::new(self.config.database_url.expose());
         database_config.max_connections = self.config.database_connections as usize;
-        let database = Database::new(
-            &database_config,
-            Arc::new(DatabaseTimes(Arc::clone(&metrics))),
-        )?;
+        let times = Arc::new(DatabaseTimes(Arc::clone(&metrics)));
+        let database = Database::new(&database_config, Arc::clone(&times) as _)?;
         let holder = Uuid::new_v4();
-        let keeper = LeaseKeeper::new(
-            database.clone(),
-            holder,
-            address.clone(),
-            LeaseTimes::default(),
-        );
+        let lease_times = LeaseTimes::default();
+        let keeper = LeaseKeeper::new(database.clone(), holder, address.clone(), lease_times);
         let leadership = keeper.leadership();
         let (writer, writer_task) = WriterTask::new(
             database.clone(),
             holder,
             keeper.step_down_handle(),
             WriterConfig::default(),
-            Arc::new(DatabaseTimes(Arc::clone(&metrics))),
+            times,
         );
         let registry = Arc::new(Registry::starting_at(service_kit::clock::now_ms()));
         let (actor, plan, done_wants) = Actor::new(
@@ -144,7 +158,7 @@ impl App {
         );
         let cluster = Arc::new(Cluster {
             events: ChangeLog::new(database.clone(), writer_task.commits(), leadership.clone()),
-            database: database.clone(),
+            database,
             writer,
             plan,
             registry,
@@ -168,18 +182,56 @@ impl App {
             tasks: TaskTracker::new(),
             shutdown: self.shutdown.clone(),
         });
+        Ok(Parts {
+            cluster,
+            keeper,
+            writer: writer_task,
+            actor,
+            done_wants,
+        })
+    }
 
-        let mut tasks = TaskSet::new(self.shutdown.clone());
-        let stop = self.shutdown.clone();
-        // Each step of the shutdown waits for the one before.
-        let (served, written) = (CancellationToken::new(), CancellationToken::new());
+    /// Spawns what watches files, the process and its service manager, and sends metrics.
+    fn spawn_watchers(
+        &self,
+        cluster: &Arc<Cluster>,
+        grpc_address: SocketAddr,
+        tasks: &mut TaskSet,
+    ) -> anyhow::Result<()> {
+        let stop = &self.shutdown;
+        let (instance, telemetry) = (self.config.instance(), &self.config.telemetry);
+        if let Some(sender) = MetricSender::new("cache-coordinator", &instance, telemetry)? {
+            let (cluster, stop) = (Arc::clone(cluster), stop.clone());
+            tasks.spawn_infallible("metrics", async move {
+                sender.run(stop, || http::scrape::families(&cluster)).await;
+            });
+        }
+        for reloading in self.grpc_tls.iter().chain(&self.http_tls) {
+            let watching = Arc::clone(reloading).watch(CHECK_INTERVAL, stop.clone());
+            tasks.spawn_infallible("tls-reload", watching);
+        }
+        if let Some(tokens) = self.access.tokens().cloned() {
+            let watching = tokens.watch(access::CHECK_INTERVAL, stop.clone());
+            tasks.spawn_infallible("tokens-reload", watching);
+        }
+        let status = format!("gRPC on {grpc_address}");
+        tasks.spawn_infallible("systemd", systemd::notify_until(stop.clone(), status));
+        Ok(())
+    }
 
-        let (accepting, connections) =
-            listen::accept(self.grpc, self.grpc_tls.clone(), stop.clone());
+    /// Spawns the servers. `served` is cancelled once all calls have ended.
+    fn spawn_servers(
+        self,
+        cluster: &Arc<Cluster>,
+        http_address: SocketAddr,
+        served: CancellationToken,
+        tasks: &mut TaskSet,
+    ) {
+        let stop = self.shutdown;
+        let (accepting, connections) = listen::accept(self.grpc, self.grpc_tls, stop.clone());
         tasks.spawn("grpc-accept", accepting);
         tasks.spawn("grpc", {
-            let (cluster, served) = (Arc::clone(&cluster), served.clone());
-            let access = Arc::clone(&self.access);
+            let (cluster, access) = (Arc::clone(cluster), Arc::clone(&self.access));
             async move {
                 let _guard = served.drop_guard();
                 grpc::server::serve(Arc::clone(&cluster), access, connections).await?;
@@ -188,87 +240,63 @@ impl App {
                 Ok(())
             }
         });
-        let (accepting, connections) =
-            listen::accept(self.http, self.http_tls.clone(), stop.clone());
+        let (accepting, connections) = listen::accept(self.http, self.http_tls, stop);
         tasks.spawn("http-accept", accepting);
+        let connections = AcceptedConnection::new(connections, http_address);
         tasks.spawn(
             "http",
-            http::serve(
-                Arc::clone(&cluster),
-                Arc::clone(&self.access),
-                AcceptedConnection::new(connections, http_address),
-            ),
+            http::serve(Arc::clone(cluster), self.access, connections),
         );
-        let (instance, telemetry) = (self.config.instance(), &self.config.telemetry);
-        if let Some(sender) = MetricSender::new("cache-coordinator", &instance, telemetry)? {
-            let (cluster, stop) = (Arc::clone(&cluster), stop.clone());
-            tasks.spawn("metrics", async move {
-                sender.run(stop, || http::scrape::families(&cluster)).await;
-                Ok(())
-            });
-        }
-        for reloading in self.grpc_tls.iter().chain(&self.http_tls) {
-            let watching = Arc::clone(reloading).watch(CHECK_INTERVAL, stop.clone());
-            tasks.spawn("tls-reload", async move {
-                watching.await;
-                Ok(())
-            });
-        }
-        if let Some(tokens) = self.access.tokens().cloned() {
-            let watching = tokens.watch(access::CHECK_INTERVAL, stop.clone());
-            tasks.spawn("tokens-reload", async move {
-                watching.await;
-                Ok(())
-            });
-        }
-        tasks.spawn("systemd", {
-            let (stop, status) = (stop.clone(), format!("gRPC on {grpc_address}"));
-            async move {
-                systemd::notify_until(stop, status).await;
-                Ok(())
-            }
-        });
-        tasks.spawn("sessions-end", {
+    }
+}
+
+/// The composed parts, before they run.
+struct Parts {
+    cluster: Arc<Cluster>,
+    keeper: LeaseKeeper,
+    writer: WriterTask,
+    actor: Actor<Database>,
+    done_wants: mpsc::UnboundedReceiver<WantId>,
+}
+
+impl Parts {
+    /// Spawns what decides and writes. The writer ends after the plan, which ends once `served` is
+    /// cancelled, and the lease after the writer.
+    fn spawn(self, migrate: MigrateMode, served: CancellationToken, tasks: &mut TaskSet) {
+        let Self {
+            cluster,
+            keeper,
+            writer,
+            actor,
+            done_wants,
+        } = self;
+        let (database, stop) = (cluster.database.clone(), cluster.shutdown.clone());
+        let written = CancellationToken::new();
+        tasks.spawn_infallible("sessions-end", {
             let cluster = Arc::clone(&cluster);
             async move {
                 cluster.shutdown.cancelled().await;
                 cluster.registry.end_all(End::Shutdown);
-                Ok(())
             }
         });
-        let plain = |task: futures_util::future::BoxFuture<'static, ()>| async move {
-            task.await;
-            Ok(())
-        };
-        tasks.spawn("plan", plain(Box::pin(actor.run(served.clone()))));
-        tasks.spawn(
-            "jobs",
-            plain(Box::pin(jobs::supervise(Arc::clone(&cluster), done_wants))),
+        tasks.spawn_infallible("plan", actor.run(served.clone()));
+        tasks.spawn_infallible("jobs", jobs::supervise(Arc::clone(&cluster), done_wants));
+        tasks.spawn_infallible("term", term::run(Arc::clone(&cluster)));
+        tasks.spawn_infallible("membership", membership::run(Arc::clone(&cluster)));
+        tasks.spawn_infallible("forget", forget::run(Arc::clone(&cluster)));
+        let leadership = cluster.leadership.clone();
+        let pruning = prune_until(
+            database.clone(),
+            leadership,
+            PrunePolicy::default(),
+            stop.clone(),
         );
-        tasks.spawn("term", plain(Box::pin(term::run(Arc::clone(&cluster)))));
-        tasks.spawn(
-            "membership",
-            plain(Box::pin(membership::run(Arc::clone(&cluster)))),
-        );
-        tasks.spawn("forget", plain(Box::pin(forget::run(Arc::clone(&cluster)))));
-        tasks.spawn("prune", {
-            let (database, stop) = (database.clone(), stop.clone());
-            plain(Box::pin(prune_until(
-                database,
-                cluster.leadership.clone(),
-                PrunePolicy::default(),
-                stop,
-            )))
+        tasks.spawn_infallible("prune", pruning);
+        let guard = written.clone().drop_guard();
+        tasks.spawn_infallible("writer", async move {
+            let _guard = guard;
+            writer.run(served).await;
         });
-        tasks.spawn("writer", {
-            let written = written.clone();
-            async move {
-                let _guard = written.drop_guard();
-                writer_task.run(served).await;
-                Ok(())
-            }
-        });
-        let migrate = self.config.migrate();
         tasks.spawn("lease", async move {
             // A schema that can never fit ends the process; a missing database does not.
             if database.wait_ready(migrate, &stop).await?.is_some() {
@@ -276,8 +304,5 @@ impl App {
             }
             Ok(())
         });
-        tasks.run(self.config.drain_grace).await?;
-        tracing::info!("stopped");
-        Ok(())
     }
 }

@@ -233,28 +233,23 @@ impl Edge {
         // Certificates for peers; those for coordinators are read for each connection.
         let peer_tls = self.downloads.fetcher().peer_client.tls().clone();
         let renewed = stop.clone();
-        tasks.spawn("peer-tls-reload", async move {
+        tasks.spawn_infallible("peer-tls-reload", async move {
             peer_tls.watch(tls::CHECK_INTERVAL, renewed).await;
-            Ok(())
         });
         let coordinators = options.coordinators.clone();
         let stopped = [stop.clone(), stop.clone(), stop.clone(), stop.clone()];
         let [planner_stop, upkeep_stop, session_stop, leases_stop] = stopped;
-        tasks.spawn("planner", async move {
+        tasks.spawn_infallible("planner", async move {
             planner.run(planner_stop).await;
-            Ok(())
         });
-        tasks.spawn("maintenance", async move {
+        tasks.spawn_infallible("maintenance", async move {
             maintenance.run(upkeep_stop).await;
-            Ok(())
         });
-        tasks.spawn("leases", async move {
+        tasks.spawn_infallible("leases", async move {
             leases.run(leases_stop).await;
-            Ok(())
         });
-        tasks.spawn("session", async move {
+        tasks.spawn_infallible("session", async move {
             session.run(coordinators, session_stop).await;
-            Ok(())
         });
     }
 }
@@ -370,21 +365,18 @@ pub async fn serve(options: Options, fetch: Workers) -> anyhow::Result<()> {
     });
     if let Some(sender) = MetricSender::new("cache-edge", &options.name, &options.telemetry)? {
         let (metrics, stop) = (state.clone(), stop.clone());
-        tasks.spawn("metrics", async move {
+        tasks.spawn_infallible("metrics", async move {
             sender
                 .run(stop, || std::future::ready(metrics.families()))
                 .await;
-            Ok(())
         });
     }
-    tasks.spawn("admin", async move {
+    tasks.spawn_infallible("admin", async move {
         server::admin::serve(admin_listener, admin_tls, state, stop).await;
-        Ok(())
     });
     let (stopping, status) = (signal.clone(), format!("serving players on {address}"));
-    tasks.spawn("systemd", async move {
+    tasks.spawn_infallible("systemd", async move {
         systemd::notify_until(stopping, status).await;
-        Ok(())
     });
     tracing::info!(players = %address, data_dir = %options.data_dir.display(), "serving");
 

@@ -93,6 +93,18 @@ impl TaskSet {
         self.names.push((handle.id(), name));
     }
 
+    /// Spawns a task that cannot fail.
+    pub fn spawn_infallible(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        self.spawn(name, async move {
+            task.await;
+            Ok(())
+        });
+    }
+
     /// Runs until the token is cancelled or a task ends, then cancels the token and gives the
     /// others `grace` to end. Returns the first failure.
     pub async fn run(mut self, grace: Duration) -> Result<(), TaskFailure> {
