@@ -27,10 +27,20 @@ const LEAST_SECRET_BYTES: usize = 16;
 /// The claims of a token that are used here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claims {
+    #[serde(deserialize_with = "whole_seconds")]
     pub exp: u64,
     pub path: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<String>,
+}
+
+/// A date may have a fraction (RFC 7519, 2): scripts divide milliseconds.
+fn whole_seconds<'de, D: serde::Deserializer<'de>>(date: D) -> Result<u64, D::Error> {
+    let seconds = <f64 as serde::Deserialize>::deserialize(date)?;
+    let is_date = seconds >= 0.0;
+    is_date
+        .then_some(seconds as u64)
+        .ok_or_else(|| serde::de::Error::custom("no date"))
 }
 
 impl Claims {
@@ -318,6 +328,28 @@ mod tests {
             assert!(tokens.verify(token, none).is_err());
         }
         assert!(sign_with_private_key(b"nonsense", "e", &claims()).is_none());
+    }
+
+    #[test]
+    fn a_date_may_have_a_fraction() {
+        let tokens = AccessTokens::parse(&keys().1).unwrap();
+        let token = |exp: serde_json::Value| {
+            let claims = serde_json::json!({ "exp": exp, "path": "/films/*" });
+            let header = Header {
+                kid: Some("s".to_owned()),
+                ..Header::default()
+            };
+            let key = EncodingKey::from_secret(b"0123456789abcdef").unwrap();
+            jsonwebtoken::encode(&header, &claims, &key).unwrap()
+        };
+        for exp in ["4102444800", "4102444800.75", "4.1024448e9"] {
+            let exp = serde_json::from_str(exp).unwrap();
+            assert_eq!(tokens.verify(&token(exp), none), Ok(claims()));
+        }
+        for exp in ["\"4102444800\"", "-1", "null", "true"] {
+            let exp = serde_json::from_str(exp).unwrap();
+            assert!(tokens.verify(&token(exp), none).is_err());
+        }
     }
 
     #[test]

@@ -99,7 +99,7 @@ mod tests {
                 .unwrap()
                 .octets(),
         );
-        let cases: [(Vec<u8>, Option<IpAddr>); 7] = [
+        let cases: [(Vec<u8>, Option<IpAddr>); 8] = [
             (
                 b"PROXY TCP4 192.0.2.9 127.0.0.1 5000 80\r\n".into(),
                 ip("192.0.2.9"),
@@ -116,6 +116,8 @@ mod tests {
             (v2(0x21, 0x11, &v4), ip("192.0.2.9")),
             (v2(0x21, 0x21, &v6), ip("2001:db8::9")),
             (v2(0x20, 0x00, b""), None),
+            // Some balancers check with the addresses of nobody.
+            (v2(0x20, 0x11, &v4), None),
         ];
         for (header, address) in cases {
             let stream = [&header[..], b"GET / HTTP/1.1\r\n\r\n"].concat();

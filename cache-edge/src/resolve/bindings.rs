@@ -274,6 +274,22 @@ impl Bindings {
         }
     }
 
+    /// Adds the names that earlier answers for the key named and that its origin gets: many servers
+    /// name a header only in answers to requests that have it.
+    pub(super) fn add_known_vary(
+        &self,
+        key: &v1::Key,
+        forwarded: &[String],
+        names: &mut Vec<String>,
+    ) {
+        for name in self.vary(key).iter() {
+            let is_sent = forwarded.iter().any(|it| it.eq_ignore_ascii_case(name));
+            if is_sent && !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+    }
+
     pub(super) fn whole(&self) -> &WholeAnswers {
         &self.whole
     }

@@ -29,8 +29,10 @@ const FRAMES: usize = 8;
 /// How long an origin that refuses temporarily is retried while the client's request is held.
 const REFUSALS_FOR: Duration = Duration::from_secs(2);
 
-/// RFC 9110, 7.6.1, and the fields that this edge sets itself.
-const NOT_PASSED_ON: [HeaderName; 8] = [
+/// RFC 9110, 7.6.1, the fields that this edge sets itself, and `Alt-Svc`, which names other ports of
+/// the origin's host: clients would look for them at this edge.
+const NOT_PASSED_ON: [HeaderName; 9] = [
+    header::ALT_SVC,
     header::CONNECTION,
     header::PROXY_AUTHENTICATE,
     header::PROXY_AUTHORIZATION,
@@ -70,7 +72,15 @@ pub fn allowed_headers(source: &Source, client: &HeaderMap) -> HeaderMap {
     }
     if source.config.forward_credentials {
         copy(client, &mut headers, &header::AUTHORIZATION);
-        copy(client, &mut headers, &header::COOKIE);
+        // HTTP/2 clients split it, and many servers read one line alone (RFC 9113, 8.2.3).
+        let crumbs = client.get_all(header::COOKIE).iter();
+        let crumbs: Vec<&[u8]> = crumbs.map(HeaderValue::as_bytes).collect();
+        headers.remove(header::COOKIE);
+        if let Ok(cookie) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+            && !crumbs.is_empty()
+        {
+            headers.insert(header::COOKIE, cookie);
+        }
     }
     // The first edge in a loop of several edges detects it.
     copy(client, &mut headers, &CDN_LOOP);

@@ -165,7 +165,16 @@ async fn attempt(
     let get = |url| client.get(source, url, &headers, RequestClass::Foreground);
     let response = catalogue.ask_signed(source, key, get).await?;
     match response.status {
-        StatusCode::PARTIAL_CONTENT => ranged(objects, source, key, request, ask, since, response),
+        StatusCode::PARTIAL_CONTENT => {
+            let found = ranged(objects, source, key, request, ask, since, response);
+            match (found, ask) {
+                // Some servers repeat a range that ends behind the object.
+                (Err(OriginError::Protocol(_)), Ask::From(_) | Ask::Last(_)) => {
+                    Ok(ProbeStep::AskAgain(Ask::Head))
+                }
+                (found, _) => found,
+            }
+        }
         StatusCode::OK => Ok(ProbeStep::Found(adopt(
             objects,
             source,
@@ -198,9 +207,10 @@ async fn attempt(
             if let Some(error) = response.passed_over() {
                 return Err(error.clone());
             }
-            let headers = &response.headers;
             let asked = &request.headers;
-            let found = refused(objects, source, key, asked, since, status, headers)?;
+            let answer = (status, &response.headers);
+            let is_early = request.ahead.is_some();
+            let found = refused(objects, source, key, asked, since, answer, is_early)?;
             Ok(ProbeStep::Found(found))
         }
         // An answer, but not an object in chunks; the answer to a range says nothing about it.
@@ -221,14 +231,16 @@ fn unsatisfied_size(headers: &HeaderMap) -> Option<u64> {
 /// Handles a refusal. 404, 410 and 451 end the object and are remembered for seconds, or for the
 /// lifetime they give. Others (403, 405, …) apply to this moment only, unless they give a lifetime.
 /// A 401 is passed through with its challenge, which the edge cannot construct (RFC 9110, 15.5.2).
+/// `is_early`: no client has asked for it yet. Then the refusal is not remembered: the next segment
+/// of a live title may exist by the time when a client does.
 pub(super) fn refused(
     objects: &EdgeObjects,
     source: &Source,
     key: &v1::Key,
     request: &HeaderMap,
     since: InvalidationEpoch,
-    status: StatusCode,
-    headers: &HeaderMap,
+    (status, headers): (StatusCode, &HeaderMap),
+    is_early: bool,
 ) -> Result<Finding, OriginError> {
     if status == StatusCode::UNAUTHORIZED {
         return Ok(Finding::Unstorable("unauthorized"));
@@ -243,7 +255,10 @@ pub(super) fn refused(
     let is_end = matches!(status, 404 | 410 | 451);
     let is_explicit = freshness::freshness_of_whole(status, &facts, &source.policy(&key.path), now);
     if is_end || is_explicit.is_some() {
-        let lifetime_ms = freshness::negative_lifetime_ms(&facts, &source.policy(&key.path), now);
+        let lifetime_ms = match is_early {
+            true => 0,
+            false => freshness::negative_lifetime_ms(&facts, &source.policy(&key.path), now),
+        };
         let until_ms = now.saturating_add(lifetime_ms);
         // It answers requests with these headers, and no others (RFC 9111, 4.1).
         let mut refused = key.clone();
@@ -419,7 +434,11 @@ pub(super) fn register(
     if Geometry::new(size, chunk_size).is_err() {
         return refuse("too-large");
     }
-    let variant = freshness::variant(&facts.vary, &source.config.forward_headers, request);
+    let forwarded = &source.config.forward_headers;
+    parts
+        .bindings
+        .add_known_vary(key, forwarded, &mut facts.vary);
+    let variant = freshness::variant(&facts.vary, forwarded, request);
     let id = EntryIdentity {
         source: source.name(),
         base_url: source.base_url(),

@@ -118,8 +118,8 @@ async fn ask(
             if let Some(error) = response.passed_over() {
                 return Err(error.clone());
             }
-            let (status, headers) = (response.status, &response.headers);
-            refused(objects, source, key, forwarded, since, status, headers)
+            let answer = (response.status, &response.headers);
+            refused(objects, source, key, forwarded, since, answer, false)
         }
         Revalidation::Unsatisfied | Revalidation::Unmet | Revalidation::Failed => {
             Err(answer::status_error(response.status, &response.headers, now_ms()).into())
@@ -154,6 +154,10 @@ fn refreshed(
     }
     debug_assert!(validator::is_strong(&bound.entry.etag) || !bound.entry.last_modified.is_empty());
     let key = bound.entry.key.clone().unwrap_or_default();
+    let forwarded = &source.config.forward_headers;
+    parts
+        .bindings
+        .add_known_vary(&key, forwarded, &mut facts.vary);
     let now = now_ms();
     if let Err(why) = freshness::stays(&facts) {
         // It is for others no longer, as it was before.

@@ -263,6 +263,7 @@ impl EdgeObjects {
         let validators = Validators {
             etag: text(header::ETAG),
             last_modified: text(header::LAST_MODIFIED),
+            given_ms: freshness::given_ms(age, now_ms()),
         };
         let ignore_range = match conditional::evaluate(&request.headers, validators) {
             _ if !is_ok => true,

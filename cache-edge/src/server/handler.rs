@@ -323,34 +323,25 @@ async fn answer_object<O: OpenReader>(
     let description = object.entry.description();
     let size = object.entry.geometry().size();
 
-    let ignore_range =
-        match conditional::evaluate(&request.headers, response::validators(description)) {
-            Verdict::Proceed { ignore_range } => ignore_range,
-            verdict => {
-                // The answer needs no bytes of the object, so nothing was missing.
-                let status = response::cache_status(freshness, Presence::All, || None);
-                let mut response = match verdict {
-                    Verdict::NotModified => {
-                        let mut response = Response::new(EdgeBody::empty());
-                        *response.status_mut() = StatusCode::NOT_MODIFIED;
-                        response
-                    }
-                    _ => Problem::new(
-                        StatusCode::PRECONDITION_FAILED,
-                        "the object is another than the request wants",
-                    )
-                    .into_response(),
-                };
-                object.head.insert(response.headers_mut(), age_seconds);
-                if response.status() == StatusCode::NOT_MODIFIED {
-                    object.head.append_kept(response.headers_mut());
-                }
-                response
-                    .headers_mut()
-                    .insert(CACHE_STATUS, server.cache_status(&status));
-                return Ok(response);
+    let validators = response::validators(description, age_seconds);
+    let ignore_range = match conditional::evaluate(&request.headers, validators) {
+        Verdict::Proceed { ignore_range } => ignore_range,
+        verdict => {
+            // The answer needs no bytes of the object, so nothing was missing.
+            let status = response::cache_status(freshness, Presence::All, || None);
+            let mut head = HeaderMap::new();
+            object.head.insert(&mut head, age_seconds);
+            head.insert(CACHE_STATUS, server.cache_status(&status));
+            if verdict == Verdict::PreconditionFailed {
+                return Ok(problem_of_object(another_object(), head));
             }
-        };
+            object.head.append_kept(&mut head);
+            let mut response = Response::new(EdgeBody::empty());
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+            *response.headers_mut() = head;
+            return Ok(response);
+        }
+    };
 
     // RFC 9110, 14.2 defines ranges for GET alone. A HEAD is answered with the head that a GET
     // would get (9.3.2), like common static servers do, because players probe with it.
@@ -362,9 +353,6 @@ async fn answer_object<O: OpenReader>(
     object.head.insert(&mut head, age_seconds);
     let (status, plan, length) = match selection {
         Selection::NotSatisfiable => {
-            let detail = format!("no byte of the range is in the object of {size} bytes");
-            let mut response =
-                Problem::new(StatusCode::RANGE_NOT_SATISFIABLE, detail).into_response();
             let cache_status = response::cache_status(freshness, Presence::All, || None);
             head.insert(CACHE_STATUS, server.cache_status(&cache_status));
             response::insert_text(
@@ -372,8 +360,7 @@ async fn answer_object<O: OpenReader>(
                 header::CONTENT_RANGE,
                 range::unsatisfied_range(size),
             );
-            response.headers_mut().extend(head);
-            return Ok(response);
+            return Ok(problem_of_object(no_such_range(), head));
         }
         Selection::Whole => {
             head.insert(header::CONTENT_TYPE, object.head.content_type());
@@ -443,6 +430,27 @@ async fn answer_object<O: OpenReader>(
     Ok(response)
 }
 
+fn another_object() -> Problem {
+    let detail = "the object is another than the request wants";
+    Problem::new(StatusCode::PRECONDITION_FAILED, detail)
+}
+
+fn no_such_range() -> Problem {
+    let detail = "no byte of the range is in the object";
+    Problem::new(StatusCode::RANGE_NOT_SATISFIABLE, detail)
+}
+
+/// A problem with the fields of its object. It keeps its own `no-store`: a cache in front would
+/// otherwise give it, for the object's lifetime, to requests without this range or condition.
+fn problem_of_object(problem: Problem, mut head: HeaderMap) -> Response<EdgeBody> {
+    let mut response = problem.into_response();
+    for name in response.headers().keys() {
+        head.remove(name);
+    }
+    response.headers_mut().extend(head);
+    response
+}
+
 fn one(range: ByteRange) -> BodyPlan {
     BodyPlan::new([Part::Range(range)])
 }
@@ -483,21 +491,27 @@ fn answer_pass_through<O: Objects>(server: &Server<O>, pass: PassThrough) -> Res
         Some(words) if words.forward.is_none() => ByteSource::Hit,
         Some(_) => ByteSource::InFlight,
     };
+    let is_own = pass.status_words.is_some();
     let status = pass.status_words.unwrap_or_else(|| CacheStatus {
         forward: Some(Forward::Bypass),
         forward_status: Some(pass.status.as_u16()),
         detail: Some(pass.why.to_owned()),
         ..CacheStatus::default()
     });
-    let sent = server.metrics.sent.of(&pass.source);
-    let mut response = Response::new(EdgeBody::streamed(pass.body, sent, from));
-    *response.status_mut() = pass.status;
-    *response.headers_mut() = pass.headers;
+    let mut head = pass.headers;
     // After the members that caches nearer to the origin added (RFC 9211, 2).
-    response
-        .headers_mut()
-        .append(CACHE_STATUS, server.cache_status(&status));
-    response
+    head.append(CACHE_STATUS, server.cache_status(&status));
+    match pass.status {
+        StatusCode::PRECONDITION_FAILED if is_own => problem_of_object(another_object(), head),
+        StatusCode::RANGE_NOT_SATISFIABLE if is_own => problem_of_object(no_such_range(), head),
+        status => {
+            let sent = server.metrics.sent.of(&pass.source);
+            let mut response = Response::new(EdgeBody::streamed(pass.body, sent, from));
+            *response.status_mut() = status;
+            *response.headers_mut() = head;
+            response
+        }
+    }
 }
 
 fn answer_negative<O: Objects>(

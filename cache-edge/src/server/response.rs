@@ -27,12 +27,13 @@ pub fn content_type(entry: &v1::Entry) -> &str {
     }
 }
 
-/// The entry's validators.
+/// The entry's validators, if it is of this age now.
 #[must_use]
-pub fn validators(entry: &v1::Entry) -> Validators<'_> {
+pub fn validators(entry: &v1::Entry, age_seconds: u64) -> Validators<'_> {
     Validators {
         etag: non_empty(&entry.etag),
         last_modified: non_empty(&entry.last_modified),
+        given_ms: freshness::given_ms(age_seconds, now_ms()),
     }
 }
 

@@ -386,6 +386,7 @@ impl Client {
             headers: head.headers,
             asked_ms,
             body,
+            is_http2: head.version == http::Version::HTTP_2,
             blocks: None,
             origin: 0,
             passed_over: None,

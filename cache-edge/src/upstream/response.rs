@@ -12,7 +12,7 @@ use bytes::Bytes;
 use chunkcache_proto::{ByteRange, Level};
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 
 use super::{
     OriginError,
@@ -31,6 +31,7 @@ pub struct Response {
     /// When it was requested: it may be as old.
     pub asked_ms: i64,
     pub(super) body: Incoming,
+    pub(super) is_http2: bool,
     /// For a peer's answer: decodes the body's blocks.
     pub(super) blocks: Option<Box<BlockDecoder>>,
     /// The index of the source's origin that sent it.
@@ -128,6 +129,15 @@ impl Response {
                 .await
                 .map_err(|_| OriginError::Stalled(self.stall))?;
             match frame {
+                // hyper takes a reset or a GOAWAY that names no error for the end of the body, and
+                // servers break bodies off so.
+                None if self.is_http2 && !self.body.is_end_stream() => {
+                    return Err(OriginError::Short {
+                        received: 0,
+                        expected: 0,
+                        detail: "its stream was reset".into(),
+                    });
+                }
                 None => return Ok(None),
                 Some(Err(error)) => {
                     return Err(OriginError::Short {

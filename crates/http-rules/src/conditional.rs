@@ -4,7 +4,10 @@ use std::time::SystemTime;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::validator::quoted;
+use crate::{
+    origin_answer::epoch_ms,
+    validator::{is_date_strong, quoted},
+};
 
 /// Request fields that select a part of an answer, or one without a body.
 pub const SELECTING: [HeaderName; 6] = [
@@ -23,6 +26,8 @@ pub struct Validators<'a> {
     pub etag: Option<&'a str>,
     /// As in the `Last-Modified` header.
     pub last_modified: Option<&'a str>,
+    /// When the origin gave or confirmed the representation, in ms since the Unix epoch.
+    pub given_ms: i64,
 }
 
 /// How to handle a GET or HEAD.
@@ -76,7 +81,8 @@ pub fn evaluate(headers: &HeaderMap, validators: Validators<'_>) -> Verdict {
     Verdict::Proceed { ignore_range }
 }
 
-/// RFC 9110, 13.1.5: an equal strong tag, or exactly the date of the representation.
+/// RFC 9110, 13.1.5: an equal strong tag, or exactly the date of the representation, if it is a
+/// strong validator: two versions of one second have the same.
 fn if_range_holds(headers: &HeaderMap, validators: Validators<'_>) -> bool {
     let Some(value) = only_value(headers, &header::IF_RANGE) else {
         return false;
@@ -91,7 +97,7 @@ fn if_range_holds(headers: &HeaderMap, validators: Validators<'_>) -> bool {
         parse_date(text),
         validators.last_modified.and_then(parse_date),
     ) {
-        (Some(asked), Some(is)) => asked == is,
+        (Some(asked), Some(is)) => asked == is && is_date_strong(epoch_ms(is), validators.given_ms),
         _ => false,
     }
 }
@@ -159,6 +165,8 @@ mod tests {
     const DATE: &str = "Sat, 29 Oct 1994 19:43:31 GMT";
     const EARLIER: &str = "Sat, 29 Oct 1994 19:43:30 GMT";
     const LATER: &str = "Sat, 29 Oct 1994 19:43:32 GMT";
+    /// A minute after `DATE`.
+    const GIVEN_MS: i64 = 783_459_871_000;
     const PROCEED: Verdict = Verdict::Proceed {
         ignore_range: false,
     };
@@ -166,6 +174,7 @@ mod tests {
     const BOTH: Validators<'_> = Validators {
         etag: Some(TAG),
         last_modified: Some(DATE),
+        given_ms: GIVEN_MS,
     };
 
     fn judge(validators: Validators<'_>, fields: &[(&'static str, &str)]) -> Verdict {
@@ -316,6 +325,18 @@ mod tests {
         assert_eq!(judge(BOTH, &[("if-range", EARLIER)]), WHOLE);
         assert_eq!(judge(BOTH, &[("if-range", LATER)]), WHOLE);
         assert_eq!(judge(BOTH, &[("if-range", "nonsense")]), WHOLE);
+    }
+
+    #[test]
+    fn if_range_with_the_date_of_this_second_proves_nothing() {
+        for (after_ms, verdict) in [(-5_000, WHOLE), (999, WHOLE), (1_000, PROCEED)] {
+            let young = Validators {
+                given_ms: GIVEN_MS - 60_000 + after_ms,
+                ..BOTH
+            };
+            assert_eq!(judge(young, &[("if-range", DATE)]), verdict, "{after_ms}");
+            assert_eq!(judge(young, &[("if-range", TAG)]), PROCEED, "{after_ms}");
+        }
     }
 
     proptest! {

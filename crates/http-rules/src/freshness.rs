@@ -440,6 +440,13 @@ pub fn date(age_seconds: u64, now_ms: i64) -> String {
     httpdate::fmt_http_date(UNIX_EPOCH + given)
 }
 
+/// The earliest time of [`date`], because ages are whole seconds.
+#[must_use]
+pub fn given_ms(age_seconds: u64, now_ms: i64) -> i64 {
+    let age_ms = age_seconds.saturating_add(1).saturating_mul(1000);
+    now_ms.saturating_sub(i64::try_from(age_ms).unwrap_or(i64::MAX))
+}
+
 /// `Age` of an answer given now (RFC 9111, 4.2.3).
 #[must_use]
 pub fn age_seconds(binding: &v1::Freshness, now_ms: i64) -> u64 {
