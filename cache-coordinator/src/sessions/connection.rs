@@ -327,6 +327,7 @@ async fn control(
     touched: &mut Option<Instant>,
 ) -> Result<(), ServiceError> {
     let (edge, epoch) = (live.edge, live.epoch);
+    let tell = |command| cluster.plan.tell(command);
     match message {
         Request::Demand(batch) => {
             // Sent before the plan sees it: an edge that gets this answer leaves it to us which
@@ -339,36 +340,24 @@ async fn control(
                     wait_ms: HEARD_MS,
                 }));
             }
-            cluster
-                .plan
-                .tell(Command::Demand { edge, epoch, batch })
-                .await?;
+            tell(Command::Demand { edge, epoch, batch }).await?;
         }
         Request::FetchReport(report) => {
-            cluster
-                .plan
-                .tell(Command::FetchReport {
-                    edge,
-                    epoch,
-                    report,
-                })
-                .await?;
+            let command = Command::FetchReport {
+                edge,
+                epoch,
+                report,
+            };
+            tell(command).await?;
         }
-        Request::LocalFetch(fetch) => {
-            cluster
-                .plan
-                .tell(Command::LocalFetch { edge, epoch, fetch })
-                .await?;
-        }
+        Request::LocalFetch(fetch) => tell(Command::LocalFetch { edge, epoch, fetch }).await?,
         Request::QuotaReport(report) => {
-            cluster
-                .plan
-                .tell(Command::QuotaReported {
-                    edge,
-                    epoch,
-                    report,
-                })
-                .await?;
+            let command = Command::QuotaReported {
+                edge,
+                epoch,
+                report,
+            };
+            tell(command).await?;
         }
         Request::KeyNegative(negative) => cluster.resolver.negative(negative),
         Request::WholeAnswer(answer) => {
@@ -394,45 +383,10 @@ async fn control(
         Request::Drain(_) => {
             // The edge itself requests it, so the operator's setting in the table remains as it is.
             live.draining.store(true, Ordering::Relaxed);
-            cluster
-                .plan
-                .tell(Command::EdgeDraining {
-                    edge,
-                    draining: true,
-                })
-                .await?;
+            let draining = true;
+            tell(Command::EdgeDraining { edge, draining }).await?;
         }
-        Request::Status(status) => {
-            let is_due = touched.is_none_or(|at| at.elapsed() >= TOUCH_EVERY);
-            let (used, allowed) = (status.bytes_used, status.bytes_allowed);
-            if live.draining.load(Ordering::Relaxed) {
-                // Viewers without missing bytes name their entries nowhere else.
-                let viewers = status.viewers.iter().take(MAX_HOT as usize);
-                let played: BTreeSet<EntryId> =
-                    viewers.filter_map(|it| it.entry_id.parse().ok()).collect();
-                open_entries(cluster, played).await;
-            }
-            let sources = status.sources.clone();
-            *live.status.lock() = status;
-            if is_due {
-                *touched = Some(Instant::now());
-                touch(cluster, live, used, allowed);
-            }
-            let space = EdgeSpace {
-                bytes_used: used,
-                bytes_allowed: allowed,
-            };
-            cluster
-                .plan
-                .tell(Command::EdgeSpace { edge, epoch, space })
-                .await?;
-            let command = Command::SourceSpaces {
-                edge,
-                epoch,
-                sources,
-            };
-            cluster.plan.tell(command).await?;
-        }
+        Request::Status(status) => record_status(cluster, live, status, touched).await?,
         // Routed to other lanes by the protocol.
         Request::Hello(_)
         | Request::InventoryDigests(_)
@@ -445,6 +399,39 @@ async fn control(
         | Request::InvalidateAck(_) => {}
     }
     Ok(())
+}
+
+async fn record_status(
+    cluster: &Arc<Cluster>,
+    live: &Arc<EdgeSession>,
+    status: v1::EdgeStatus,
+    touched: &mut Option<Instant>,
+) -> Result<(), ServiceError> {
+    let (edge, epoch) = (live.edge, live.epoch);
+    let space = EdgeSpace {
+        bytes_used: status.bytes_used,
+        bytes_allowed: status.bytes_allowed,
+    };
+    if live.draining.load(Ordering::Relaxed) {
+        // Viewers without missing bytes name their entries nowhere else.
+        let viewers = status.viewers.iter().take(MAX_HOT as usize);
+        let played: BTreeSet<EntryId> = viewers.filter_map(|it| it.entry_id.parse().ok()).collect();
+        open_entries(cluster, played).await;
+    }
+    let sources = status.sources.clone();
+    *live.status.lock() = status;
+    if touched.is_none_or(|at| at.elapsed() >= TOUCH_EVERY) {
+        *touched = Some(Instant::now());
+        touch(cluster, live, space.bytes_used, space.bytes_allowed);
+    }
+    let command = Command::EdgeSpace { edge, epoch, space };
+    cluster.plan.tell(command).await?;
+    let command = Command::SourceSpaces {
+        edge,
+        epoch,
+        sources,
+    };
+    Ok(cluster.plan.tell(command).await?)
 }
 
 fn raise(present: &mut u64, to: u64) -> bool {

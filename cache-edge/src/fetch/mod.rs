@@ -9,6 +9,7 @@ pub mod direct;
 pub mod downloads;
 mod gap;
 pub mod handle;
+mod retries;
 pub mod run;
 mod stream;
 

@@ -10,11 +10,11 @@ use std::{
 };
 
 use chunkcache_proto::{ByteRange, ChunkIndex, EntryId, FetchId, Level, identity::belongs_to, v1};
-use tokio::time::Instant;
 
 use super::{
     gap::{Gap, NextStep, next_gap},
     handle::{FetchHandle, StopMode},
+    retries::Retries,
     stream::LINGER,
 };
 use crate::clock::now_ms;
@@ -31,10 +31,7 @@ use crate::upstream::{
     source::OriginSet,
 };
 use chunk_store::EntryFile;
-use service_kit::backoff::Backoff;
 
-const FIRST_RETRY: Duration = Duration::from_millis(150);
-const LONGEST_RETRY: Duration = Duration::from_secs(4);
 /// How long a peer may send nothing before it is given up: with a waiting reader, and without one.
 const PEER_PATIENCE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 /// Time between checks of chunks that another fetch is bringing.
@@ -153,7 +150,7 @@ impl From<StopMode> for RunEnd {
 }
 
 impl Fetcher {
-    /// Fetches the run. The retry budget limits the time since the last byte.
+    /// Fetches the run.
     pub async fn run(
         &self,
         assignment: &Assignment,
@@ -163,10 +160,9 @@ impl Fetcher {
         let incoming = self.incoming.of(&assignment.file);
         let name = assignment.source();
         let source = self.catalogue.get(&name);
-        let retry_budget = source.map_or(self.retry_budget, |it| it.patience(self.retry_budget));
+        let budget = source.map_or(self.retry_budget, |it| it.patience(self.retry_budget));
+        let mut retries = Retries::new(budget);
         let mut from_peer = assignment.peer.clone();
-        let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
-        let mut last_progress = Instant::now();
         loop {
             // Do not drop an answer that has begun: like that of any stopped fetch, it is read for
             // a moment longer.
@@ -187,8 +183,8 @@ impl Fetcher {
                 NextStep::Done => return RunEnd::Finished,
                 NextStep::Gap(gap) => gap,
                 NextStep::Foreign(incoming_chunk) => {
-                    if last_progress.elapsed() > retry_budget {
-                        return RunEnd::Failed(failure(&OriginError::Stalled(retry_budget)));
+                    if retries.is_over() {
+                        return RunEnd::Failed(failure(&OriginError::Stalled(budget)));
                     }
                     let changed = incoming_chunk.changed();
                     tokio::select! {
@@ -199,23 +195,15 @@ impl Fetcher {
                 }
             };
             let before = handle.bytes_done();
-            let result = self
-                .fetch(
-                    assignment,
-                    handle,
-                    &incoming,
-                    gap,
-                    opened.take(),
-                    from_peer.as_deref(),
-                )
-                .await;
+            let (answer, peer) = (opened.take(), from_peer.as_deref());
+            let fetching = self.fetch(assignment, handle, &incoming, gap, answer, peer);
+            let result = fetching.await;
             let came = handle.bytes_done().saturating_sub(before);
             if from_peer.is_none() {
                 self.counters.origin_bytes_of.add(&name, came);
             }
             if came > 0 {
-                last_progress = Instant::now();
-                backoff.reset();
+                retries.progressed();
             }
             let error = match result {
                 Ok(()) => {
@@ -258,26 +246,10 @@ impl Fetcher {
                 }
                 Err(FetchInterruption::Origin(error)) => error,
             };
-            if error.is_of_origin() {
-                self.counters.origin_failed(&name);
-            }
-            incoming.set_last_error(Some(error.to_string()));
-            match &error {
-                OriginError::Changed => incoming.set_changed(),
-                OriginError::Refused { .. } | OriginError::Unsigned | OriginError::Protocol(_) => {
-                    incoming.set_fatal(error.to_string())
-                }
-                _ => {}
-            }
-            let wait = backoff
-                .wait(rand::random())
-                .max(error.retry_after().unwrap_or_default());
-            // The whole cluster must back off, so the coordinator has to know now and not when this
-            // fetch gives up.
-            let busy = matches!(error, OriginError::Busy { .. }) && !assignment.is_local();
-            if busy || !error.is_transient() || last_progress.elapsed() + wait > retry_budget {
+            self.origin_failed(&name, &incoming, &error);
+            let Some(wait) = retries.wait(&error, assignment) else {
                 return RunEnd::Failed(failure(&error));
-            }
+            };
             tracing::debug!(
                 %error,
                 ?wait,
@@ -288,6 +260,21 @@ impl Fetcher {
                 stop = handle.stopped_now() => return stop.into(),
                 () = tokio::time::sleep(wait) => {}
             }
+        }
+    }
+
+    /// Counts an error of an origin, and passes it on to the readers.
+    fn origin_failed(&self, source: &str, incoming: &EntryIncoming, error: &OriginError) {
+        if error.is_of_origin() {
+            self.counters.origin_failed(source);
+        }
+        incoming.set_last_error(Some(error.to_string()));
+        match error {
+            OriginError::Changed => incoming.set_changed(),
+            OriginError::Refused { .. } | OriginError::Unsigned | OriginError::Protocol(_) => {
+                incoming.set_fatal(error.to_string());
+            }
+            _ => {}
         }
     }
 

@@ -113,34 +113,16 @@ impl Scheduler {
         };
         let distinct: std::collections::BTreeSet<_> = owners.iter().filter_map(viewer_of).collect();
         let readers = u32::try_from(distinct.len()).unwrap_or(u32::MAX);
-        let timed = |deadline: Millis| (deadline > 1 && deadline < Millis::MAX).then_some(deadline);
-
         let state = self.edges.get(&edge)?;
         let flying = state
             .fetches
             .iter()
             .filter(|fetch| fetch.entry == entry && fetch.brings().contains(&chunk));
         if let Some(fetch) = flying.min_by_key(|fetch| (fetch.cancelling, fetch.level, fetch.id)) {
-            let reason = self.reason_of(edge, fetch);
-            let claim = self.claim_of(reason);
+            let decision = self.explain_fetch(edge, fetch);
             return Some(Decision {
-                edge,
-                level: fetch.level,
-                state: if fetch.bytes_done > 0 {
-                    DecisionState::Running
-                } else {
-                    DecisionState::Assigned
-                },
-                from: fetch.from,
-                reason,
                 readers,
-                deadline: timed(fetch.deadline),
-                player_buffer_ms: claim.and_then(|it| it.player_buffer_ms),
-                viewer: claim.map_or(0, |it| it.viewer),
-                due: claim.and_then(Claim::due),
-                blocked_by: fetch
-                    .cancelling
-                    .then_some("being cancelled; its chunk under way is finished"),
+                ..decision
             });
         }
         if self.replica(edge, entry)?.held.contains(chunk) {
@@ -148,55 +130,79 @@ impl Scheduler {
         }
         let claims = owners
             .iter()
-            .filter_map(|owner| Some((owner, self.claims.get(owner)?)));
+            .filter_map(|owner| Some((*owner, self.claims.get(owner)?)));
         let (owner, claim) =
-            claims.min_by_key(|(owner, claim)| (claim.level, claim.queued, **owner))?;
-        let (from, blocked_by) =
-            match self.find_route(edge, entry, chunk, chunk + 1, claim.level, false) {
-                _ if !state.alive => (FetchSource::Origin, Some("the edge is not connected")),
-                _ if state.faulted_until > now => (
-                    FetchSource::Origin,
-                    Some("the edge reported a fault of its disk"),
-                ),
-                RouteOutcome::Take(route) => (route.from, None),
-                RouteOutcome::Split(_) => (FetchSource::Origin, None),
-                RouteOutcome::Wait(_) => (
-                    FetchSource::Origin,
-                    Some("after a failure, without a signature, or until a peer may send it"),
-                ),
-                RouteOutcome::Refused(Refusal::Unregistered) => (
-                    FetchSource::Origin,
-                    Some("the source or the entry is not fetched any more"),
-                ),
-                RouteOutcome::Refused(Refusal::BackOff(_)) => (
-                    FetchSource::Origin,
-                    Some("the origin asked for rest, or failed"),
-                ),
-                RouteOutcome::Refused(Refusal::Connections) => (
-                    FetchSource::Origin,
-                    Some("all connections to the origin are in use"),
-                ),
-            };
+            claims.min_by_key(|(owner, claim)| (claim.level, claim.queued, *owner))?;
+        let decision = self.explain_claim(owner, claim, chunk, now);
+        Some(Decision {
+            readers,
+            ..decision
+        })
+    }
+
+    fn explain_fetch(&self, edge: EdgeId, fetch: &RunningFetch) -> Decision {
+        let reason = self.reason_of(edge, fetch);
+        let claim = self.claim_of(reason);
+        Decision {
+            edge,
+            level: fetch.level,
+            state: match fetch.bytes_done {
+                0 => DecisionState::Assigned,
+                _ => DecisionState::Running,
+            },
+            from: fetch.from,
+            reason,
+            readers: 0,
+            deadline: timed(fetch.deadline),
+            player_buffer_ms: claim.and_then(|it| it.player_buffer_ms),
+            viewer: claim.map_or(0, |it| it.viewer),
+            due: claim.and_then(Claim::due),
+            blocked_by: fetch
+                .cancelling
+                .then_some("being cancelled; its chunk under way is finished"),
+        }
+    }
+
+    fn explain_claim(
+        &self,
+        owner: Owner,
+        claim: &Claim,
+        chunk: ChunkIndex,
+        now: Millis,
+    ) -> Decision {
+        let (edge, level) = (claim.edge, claim.level);
+        let route = self.find_route(edge, claim.entry, chunk, chunk + 1, level, false);
+        let blocked_edge = match self.edges.get(&edge) {
+            Some(state) if !state.alive => Some("the edge is not connected"),
+            Some(state) if state.faulted_until > now => {
+                Some("the edge reported a fault of its disk")
+            }
+            _ => None,
+        };
+        let from = match &route {
+            RouteOutcome::Take(route) if blocked_edge.is_none() => route.from,
+            _ => FetchSource::Origin,
+        };
         let yields = owner.is_background() && !self.fill_may_run(claim.source);
+        let blocked_by = blocked_edge.or_else(|| why_blocked(&route));
         let blocked_by = blocked_by.or(yields.then_some("something more urgent needs the origin"));
         let of_reader = self.claim_of(owner.reason());
-        Some(Decision {
+        Decision {
             edge,
-            level: claim.level,
-            state: if blocked_by.is_some() {
-                DecisionState::Waiting
-            } else {
-                DecisionState::Wanted
+            level,
+            state: match blocked_by {
+                Some(_) => DecisionState::Waiting,
+                None => DecisionState::Wanted,
             },
             from,
             reason: owner.reason(),
-            readers,
+            readers: 0,
             deadline: claim.queued.and_then(|key| timed(key.deadline)),
             player_buffer_ms: of_reader.and_then(|it| it.player_buffer_ms),
             viewer: of_reader.map_or(0, |it| it.viewer),
             due: of_reader.and_then(Claim::due),
             blocked_by,
-        })
+        }
     }
 
     /// The claim of the reader that it names.
@@ -300,5 +306,26 @@ impl Scheduler {
         }
         wanted.retain(|_, set| !set.is_empty());
         wanted
+    }
+}
+
+/// A deadline that is a time: 0, 1 and the greatest number stand for the order of background work.
+fn timed(deadline: Millis) -> Option<Millis> {
+    (deadline > 1 && deadline < Millis::MAX).then_some(deadline)
+}
+
+fn why_blocked(route: &RouteOutcome) -> Option<&'static str> {
+    match route {
+        RouteOutcome::Take(_) | RouteOutcome::Split(_) => None,
+        RouteOutcome::Wait(_) => {
+            Some("after a failure, without a signature, or until a peer may send it")
+        }
+        RouteOutcome::Refused(Refusal::Unregistered) => {
+            Some("the source or the entry is not fetched any more")
+        }
+        RouteOutcome::Refused(Refusal::BackOff(_)) => Some("the origin asked for rest, or failed"),
+        RouteOutcome::Refused(Refusal::Connections) => {
+            Some("all connections to the origin are in use")
+        }
     }
 }
