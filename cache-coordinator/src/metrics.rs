@@ -13,7 +13,7 @@ use prometheus_client::{
         gauge::Gauge,
         histogram::{Histogram, exponential_buckets},
     },
-    registry::{Registry, Unit},
+    registry::{Metric, Registry, Unit},
 };
 use scheduler::AskedAgain;
 use service_kit::metrics::{
@@ -86,83 +86,89 @@ impl MetricConstructor<Histogram> for LatencyBuckets {
     }
 }
 
-/// All metrics of the process.
-pub struct Metrics {
-    registry: Registry,
-    /// Open edge sessions.
-    pub sessions: Gauge,
-    /// Sessions that ended.
-    pub sessions_ended: Family<EndLabel, Counter>,
-    /// Chunks that wait for a fetch.
-    pub queued_chunks: Family<LevelLabel, Gauge>,
-    /// Chunks being fetched.
-    pub running_chunks: Family<LevelLabel, Gauge>,
-    /// Entries the scheduler knows.
-    pub open_entries: Gauge,
-    /// Commands applied by the plan.
-    pub commands_applied: Counter,
-    /// Bytes that origins were asked for although an edge had them.
-    pub asked_again_bytes: Family<CauseLabel, Counter>,
-    /// Lookups of the scheduler that cannot fail, and did.
-    pub broken_invariants: Counter,
-    /// Time of one command.
-    pub apply_seconds: Histogram,
-    /// Chunk rows committed.
-    pub chunks_committed: Counter,
-    /// Chunks in one report of an edge.
-    pub report_chunks: Histogram,
-    /// Time of a statement, with its round trip.
-    pub database_seconds: Family<StatementLabel, Histogram, LatencyBuckets>,
-    /// Rows and bytes that did not agree, found and repaired.
-    pub drift_chunks: Family<DriftLabel, Counter>,
-    /// Changes the database refused, set aside one by one.
-    pub refused_changes: Counter,
-    /// Entries dropped everywhere because two edges held different bytes of a chunk.
-    pub conflicting_entries: Counter,
-    /// Entries in the database.
-    pub entries: Gauge,
-    /// Entries without chunks on any edge.
-    pub chunkless_entries: Gauge,
-    /// Entries that were forgotten.
-    pub entries_forgotten: Counter,
-    /// Open watches.
-    pub watchers: Gauge,
-    /// 1 while this coordinator leads.
-    pub leading: Gauge,
+/// Declares the metrics, once: a field is exposed under its name, and its comment is the help text.
+macro_rules! metrics {
+    ($(#[doc = $help:literal] $field:ident: $kind:ty = $new:expr,)*) => {
+        /// All metrics of the process.
+        pub struct Metrics {
+            registry: Registry,
+            $(#[doc = $help] pub $field: $kind,)*
+        }
+
+        impl Default for Metrics {
+            fn default() -> Self {
+                let mut registry = Registry::with_prefix("cache_coordinator");
+                register_build_info(&mut registry, env!("CARGO_PKG_VERSION"));
+                register_log_lines(&mut registry);
+                $(
+                    let $field: $kind = $new;
+                    register(&mut registry, stringify!($field), $help, $field.clone());
+                )*
+                let metrics = Self { registry, $($field),* };
+                metrics.begin_at_zero();
+                metrics
+            }
+        }
+    };
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        let mut metrics = Self {
-            registry: Registry::with_prefix("cache_coordinator"),
-            sessions: Gauge::default(),
-            sessions_ended: Family::default(),
-            queued_chunks: Family::default(),
-            running_chunks: Family::default(),
-            open_entries: Gauge::default(),
-            commands_applied: Counter::default(),
-            asked_again_bytes: Family::default(),
-            broken_invariants: Counter::default(),
-            apply_seconds: LatencyBuckets.new_metric(),
-            chunks_committed: Counter::default(),
-            report_chunks: Histogram::new(exponential_buckets(1.0, 4.0, 8)),
-            database_seconds: Family::new_with_constructor(LatencyBuckets),
-            drift_chunks: Family::default(),
-            refused_changes: Counter::default(),
-            conflicting_entries: Counter::default(),
-            entries: Gauge::default(),
-            chunkless_entries: Gauge::default(),
-            entries_forgotten: Counter::default(),
-            watchers: Gauge::default(),
-            leading: Gauge::default(),
-        };
-        metrics.register();
-        metrics
+metrics! {
+    /// Open edge sessions.
+    sessions: Gauge = Gauge::default(),
+    /// Edge sessions that ended.
+    sessions_ended: Family<EndLabel, Counter> = Family::default(),
+    /// Chunks waiting for a fetch.
+    queued_chunks: Family<LevelLabel, Gauge> = Family::default(),
+    /// Chunks being fetched.
+    running_chunks: Family<LevelLabel, Gauge> = Family::default(),
+    /// Entries the scheduler knows.
+    open_entries: Gauge = Gauge::default(),
+    /// Commands the plan took in.
+    commands_applied: Counter = Counter::default(),
+    /// Asked of an origin although an edge had it or was being sent it.
+    asked_again_bytes: Family<CauseLabel, Counter> = Family::default(),
+    /// Contradictions within the scheduler's state, each a bug.
+    broken_invariants: Counter = Counter::default(),
+    /// Time of one command of the plan.
+    apply_seconds: Histogram = LatencyBuckets.new_metric(),
+    /// Chunk rows committed.
+    chunks_committed: Counter = Counter::default(),
+    /// Chunks in one report of an edge.
+    report_chunks: Histogram = Histogram::new(exponential_buckets(1.0, 4.0, 8)),
+    /// Time of a statement with its round trip.
+    database_statement_seconds: Family<StatementLabel, Histogram, LatencyBuckets> =
+        Family::new_with_constructor(LatencyBuckets),
+    /// Rows and bytes that did not agree, found and repaired.
+    drift_chunks: Family<DriftLabel, Counter> = Family::default(),
+    /// Changes the database refused, set aside one by one.
+    refused_changes: Counter = Counter::default(),
+    /// Entries dropped everywhere because two edges held different bytes of a chunk.
+    conflicting_entries: Counter = Counter::default(),
+    /// Entries in the database.
+    entries: Gauge = Gauge::default(),
+    /// Entries of which no edge holds anything.
+    chunkless_entries: Gauge = Gauge::default(),
+    /// Entries forgotten because no edge held anything of them.
+    entries_forgotten: Counter = Counter::default(),
+    /// Open watches.
+    watchers: Gauge = Gauge::default(),
+    /// 1 while this coordinator leads.
+    leading: Gauge = Gauge::default(),
+}
+
+/// A unit at the end of a name is declared as such.
+fn register(registry: &mut Registry, name: &str, help: &str, metric: impl Metric) {
+    let help = help.trim().trim_end_matches('.');
+    for (suffix, unit) in [("_seconds", Unit::Seconds), ("_bytes", Unit::Bytes)] {
+        if let Some(name) = name.strip_suffix(suffix) {
+            return registry.register_with_unit(name, help, unit, metric);
+        }
     }
+    registry.register(name, help, metric);
 }
 
 impl Metrics {
-    fn register(&mut self) {
+    fn begin_at_zero(&self) {
         for reason in SESSION_ENDS {
             drop(self.sessions_ended.get_or_create(&EndLabel { reason }));
         }
@@ -170,100 +176,6 @@ impl Metrics {
             drop(self.drift_chunks.get_or_create(&DriftLabel { kind }));
         }
         self.asked_again(AskedAgain::default());
-        let registry = &mut self.registry;
-        register_build_info(registry, env!("CARGO_PKG_VERSION"));
-        register_log_lines(registry);
-        registry.register("sessions", "Open edge sessions", self.sessions.clone());
-        registry.register(
-            "sessions_ended",
-            "Edge sessions that ended",
-            self.sessions_ended.clone(),
-        );
-        registry.register(
-            "queued_chunks",
-            "Chunks waiting for a fetch",
-            self.queued_chunks.clone(),
-        );
-        registry.register(
-            "running_chunks",
-            "Chunks being fetched",
-            self.running_chunks.clone(),
-        );
-        registry.register(
-            "open_entries",
-            "Entries the scheduler knows",
-            self.open_entries.clone(),
-        );
-        registry.register(
-            "commands_applied",
-            "Commands the plan took in",
-            self.commands_applied.clone(),
-        );
-        registry.register_with_unit(
-            "asked_again",
-            "Asked of an origin although an edge had it or was being sent it",
-            Unit::Bytes,
-            self.asked_again_bytes.clone(),
-        );
-        registry.register(
-            "broken_invariants",
-            "Contradictions within the scheduler's state, each a bug",
-            self.broken_invariants.clone(),
-        );
-        registry.register_with_unit(
-            "apply",
-            "Time of one command of the plan",
-            Unit::Seconds,
-            self.apply_seconds.clone(),
-        );
-        registry.register(
-            "chunks_committed",
-            "Chunk rows committed",
-            self.chunks_committed.clone(),
-        );
-        registry.register(
-            "report_chunks",
-            "Chunks in one report of an edge",
-            self.report_chunks.clone(),
-        );
-        registry.register_with_unit(
-            "database_statement",
-            "Time of a statement with its round trip",
-            Unit::Seconds,
-            self.database_seconds.clone(),
-        );
-        registry.register(
-            "drift_chunks",
-            "Rows and bytes that did not agree, found and repaired",
-            self.drift_chunks.clone(),
-        );
-        registry.register(
-            "refused_changes",
-            "Changes the database refused, set aside one by one",
-            self.refused_changes.clone(),
-        );
-        registry.register(
-            "conflicting_entries",
-            "Entries dropped everywhere because two edges held different bytes of a chunk",
-            self.conflicting_entries.clone(),
-        );
-        registry.register("entries", "Entries in the database", self.entries.clone());
-        registry.register(
-            "chunkless_entries",
-            "Entries of which no edge holds anything",
-            self.chunkless_entries.clone(),
-        );
-        registry.register(
-            "entries_forgotten",
-            "Entries forgotten because no edge held anything of them",
-            self.entries_forgotten.clone(),
-        );
-        registry.register("watchers", "Open watches", self.watchers.clone());
-        registry.register(
-            "leading",
-            "1 while this coordinator leads",
-            self.leading.clone(),
-        );
     }
 
     /// Adds what the scheduler counted.
@@ -310,7 +222,7 @@ impl WriterObserver for DatabaseTimes {
 
 impl StatementObserver for DatabaseTimes {
     fn observe(&self, statement: &'static str, took: Duration, _ok: bool) {
-        let family = &self.0.database_seconds;
+        let family = &self.0.database_statement_seconds;
         family
             .get_or_create(&StatementLabel { statement })
             .observe(took.as_secs_f64());
@@ -327,7 +239,7 @@ mod tests {
         let metrics = Metrics::default();
         metrics.sessions.inc();
         metrics
-            .database_seconds
+            .database_statement_seconds
             .get_or_create(&StatementLabel {
                 statement: "entry_get",
             })
