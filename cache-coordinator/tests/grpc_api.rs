@@ -422,6 +422,39 @@ async fn invalid_arguments_name_their_field() {
     assert_eq!(field(client.forget_edge(forget).await.unwrap_err()), "name");
     let cancel = v1::CancelJobRequest { id: "x".into() };
     assert_eq!(field(client.cancel_job(cancel).await.unwrap_err()), "id");
+    let mut job = v1::PrecacheRequest {
+        entry: by_path("films", "a"),
+        priority: 99,
+        ..Default::default()
+    };
+    let unknown = client.precache(job.clone()).await.unwrap_err();
+    assert_eq!(field(unknown), "priority");
+    // Nothing has a name with a zero byte.
+    let zero = || "a\0b".to_owned();
+    job.priority = 0;
+    job.edges = vec![zero()];
+    for status in [
+        client.precache(job).await.unwrap_err(),
+        client
+            .get_source(v1::GetSourceRequest { name: zero() })
+            .await
+            .unwrap_err(),
+        client
+            .forget_edge(v1::ForgetEdgeRequest {
+                name: zero(),
+                ..Default::default()
+            })
+            .await
+            .unwrap_err(),
+    ] {
+        assert_eq!(status.code(), Code::NotFound, "{status:?}");
+    }
+    let list = v1::ListEntriesRequest {
+        source: zero(),
+        ..Default::default()
+    };
+    let none = client.list_entries(list).await.unwrap().into_inner();
+    assert!(none.entries.is_empty());
     let unknown = v1::GetEntryRequest {
         entry: by_path("films", "a"),
     };

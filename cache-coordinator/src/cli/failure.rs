@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use service_kit::causes::with_causes;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -88,7 +89,7 @@ pub(super) fn refused(status: &Status, endpoint: &str) -> CliError {
 fn headline(status: &Status, endpoint: &str) -> String {
     let message = match status.message() {
         "" => "no reason given",
-        message => message,
+        message => &with_causes(message, status),
     };
     match status.code() {
         Code::DeadlineExceeded | Code::Cancelled => {
@@ -123,14 +124,5 @@ pub(super) fn unreachable(attempts: &[(String, String)]) -> CliError {
 
 /// The whole chain of an error, because tonic's own text is only "transport error".
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text = format!("{text}: {inner_text}");
-        }
-        source = inner.source();
-    }
-    text
+    with_causes(&error.to_string(), error)
 }

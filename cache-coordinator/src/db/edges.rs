@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use service_kit::clock::unix_ms;
 
-use super::{Database, DatabaseError, statements};
+use super::{Database, DatabaseError, may_exist, statements};
 
 /// `edges.id`.
 pub type EdgeId = i32;
@@ -68,6 +68,9 @@ impl Database {
     }
 
     pub async fn edge(&self, name: &str) -> Result<Option<EdgeRecord>, DatabaseError> {
+        if !may_exist(&[name]) {
+            return Ok(None);
+        }
         Ok(self
             .query_opt(statements::EDGE_GET, &[&name])
             .await?

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use service_kit::clock::unix_ms;
 
-use super::{Database, DatabaseError, edges::EdgeId, from_ms, statements};
+use super::{Database, DatabaseError, edges::EdgeId, from_ms, may_exist, statements};
 
 /// A row of `cache_entries`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,6 +132,7 @@ impl EntryCursor {
                 query,
                 id,
             })
+            .filter(|it| may_exist(&[&it.source, &it.path, &it.query]))
             .ok_or_else(|| DatabaseError::invalid("page_token", "not one this service gave"))
     }
 }
@@ -201,6 +202,9 @@ impl Database {
         limit: u32,
     ) -> Result<Vec<EntryRecord>, DatabaseError> {
         let limit = i64::from(limit);
+        if !may_exist(&[source]) {
+            return Ok(Vec::new());
+        }
         let rows = if source.is_empty() {
             self.query(
                 statements::ENTRY_PAGE,

@@ -40,6 +40,11 @@ pub use purges::{MAX_PURGES, PendingPurge, PurgeRecord};
 pub use status::{ClusterSnapshot, EntrySnapshot, Totals};
 pub use writer::{Committed, Pending, Writer};
 
+/// Whether some row may hold these texts: PostgreSQL stores no zero byte, and refuses to look for one.
+fn may_exist(texts: &[&str]) -> bool {
+    !texts.iter().any(|text| text.contains('\0'))
+}
+
 /// A timestamp from milliseconds since the Unix epoch, limited to what PostgreSQL can store (the
 /// year 9999).
 fn from_ms(ms: i64) -> std::time::SystemTime {

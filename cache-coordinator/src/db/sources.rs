@@ -4,7 +4,7 @@ use chunkcache_proto::v1;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::{Row, types::Json};
 
-use super::{Database, DatabaseError, statements};
+use super::{Database, DatabaseError, may_exist, statements};
 
 impl Database {
     /// All sources, by name.
@@ -18,6 +18,9 @@ impl Database {
 
     /// One source. Its headers are in clear: callers redact them before they answer clients.
     pub async fn source(&self, name: &str) -> Result<Option<v1::Source>, DatabaseError> {
+        if !may_exist(&[name]) {
+            return Ok(None);
+        }
         self.query_opt(statements::SOURCE_GET, &[&name])
             .await?
             .as_ref()

@@ -356,7 +356,7 @@ impl<E: Into<ServiceError>> From<E> for RefusalResponse {
 impl IntoResponse for RefusalResponse {
     fn into_response(self) -> Response {
         let status = match &self.0 {
-            ServiceError::Invalid(_) => StatusCode::BAD_REQUEST,
+            ServiceError::Invalid(_) | ServiceError::Refused(_) => StatusCode::BAD_REQUEST,
             ServiceError::NotFound { .. } => StatusCode::NOT_FOUND,
             ServiceError::Denied(Denied { refusal, .. }) => match refusal {
                 Refusal::Unauthenticated => StatusCode::UNAUTHORIZED,

@@ -49,6 +49,11 @@ pub fn check(mut source: v1::Source) -> Result<v1::Source, Vec<FieldViolation>> 
     if *connection == v1::OriginConnection::default() {
         source.connection = None;
     }
+    // What says nothing is not there: it is compared with what is stored.
+    let freshness = source.freshness.take();
+    source.freshness = freshness.filter(|it| *it != v1::FreshnessPolicy::default());
+    let key_rules = source.key_rules.take();
+    source.key_rules = key_rules.filter(|it| *it != v1::KeyRules::default());
     check_s3(&mut source, &mut violations);
     check_rules(&source, &mut violations);
     match v1::SourceMode::try_from(source.mode) {
@@ -359,6 +364,19 @@ mod tests {
         let kept = check(source("films", "HTTP://Origin:80/a/")).unwrap();
         assert_eq!(kept.base_url, "http://origin/a");
         assert_eq!(kept.mode(), v1::SourceMode::Serve);
+    }
+
+    #[test]
+    fn settings_that_say_nothing_are_none() {
+        let plain = check(source("films", "http://origin")).unwrap();
+        let empty = v1::Source {
+            connection: Some(v1::OriginConnection::default()),
+            key_rules: Some(v1::KeyRules::default()),
+            freshness: Some(v1::FreshnessPolicy::default()),
+            s3: Some(v1::S3Settings::default()),
+            ..plain.clone()
+        };
+        assert_eq!(check(empty).unwrap(), plain);
     }
 
     #[test]

@@ -19,8 +19,11 @@ use crate::{
     events::{Event, Filter},
 };
 
-/// Messages queued for a slow watcher; the log holds the others.
-const AHEAD: usize = 64;
+/// Messages queued for a slow watcher; the log holds the others. Few, because one may hold all
+/// sources with their certificates.
+const AHEAD: usize = 4;
+/// Limit of watchers. One that is idle takes some 10 kB.
+const MAX_WATCHERS: i64 = 10_000;
 
 /// A stream's receiving end.
 pub type Watched<T> = mpsc::Receiver<Result<T, Status>>;
@@ -42,7 +45,7 @@ pub async fn watch_entry(
         request.from_revision,
         sender.clone(),
     );
-    spawn(cluster, sender, task);
+    spawn(cluster, sender, task)?;
     Ok(receiver)
 }
 
@@ -54,7 +57,7 @@ pub async fn watch_cluster(
     cluster.require_leader()?;
     let (sender, receiver) = mpsc::channel(AHEAD);
     let task = follow_cluster(Arc::clone(cluster), request.from_revision, sender.clone());
-    spawn(cluster, sender, task);
+    spawn(cluster, sender, task)?;
     Ok(receiver)
 }
 
@@ -63,10 +66,14 @@ pub fn spawn<T: Send + 'static>(
     cluster: &Arc<Cluster>,
     sender: mpsc::Sender<Result<T, Status>>,
     task: impl Future<Output = Result<(), ServiceError>> + Send + 'static,
-) {
+) -> Result<(), ServiceError> {
+    if cluster.metrics.watchers.inc() >= MAX_WATCHERS {
+        cluster.metrics.watchers.dec();
+        let many = format!("{MAX_WATCHERS} watches are open");
+        return Err(ServiceError::Exhausted(many));
+    }
     let (cluster, tracker) = (Arc::clone(cluster), cluster.tasks.clone());
     tracker.spawn(async move {
-        cluster.metrics.watchers.inc();
         let end = tokio::select! {
             end = task => end,
             () = sender.closed() => Ok(()),
@@ -78,6 +85,7 @@ pub fn spawn<T: Send + 'static>(
             let _ = sender.try_send(Err(error.into()));
         }
     });
+    Ok(())
 }
 
 async fn follow_entry(

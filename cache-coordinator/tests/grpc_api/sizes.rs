@@ -1,12 +1,14 @@
-//! Answers stay within what gRPC clients take by default: 4 MiB.
+//! Answers stay within what gRPC clients take by default, 4 MiB, and what waits for a client is
+//! bounded.
 
 use chunkcache_proto::v1;
 use tonic::Code;
+use v1::watch_cluster_response::Event;
 
 use super::{
     BASE,
     api_support::{
-        coordinator,
+        WAIT, coordinator,
         fake_edge::{FakeEdge, entry},
     },
 };
@@ -52,16 +54,14 @@ async fn a_page_ends_before_it_is_too_long_for_a_message() {
     assert!(pages > 1, "{pages}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_edge_can_always_be_told_all_sources() {
-    let coordinator = coordinator().await;
-    let mut client = coordinator.cache().await;
+/// A source with a certificate and this much text beside it.
+fn put(number: usize, text: usize) -> v1::PutSourceRequest {
     let authority = concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/../crates/service-kit/tests/tls/ca.pem"
     );
     let authority = std::fs::read_to_string(authority).unwrap();
-    let put = |number: usize, text: usize| v1::PutSourceRequest {
+    v1::PutSourceRequest {
         validate_only: false,
         check: false,
         source: Some(v1::Source {
@@ -73,7 +73,13 @@ async fn an_edge_can_always_be_told_all_sources() {
             }),
             ..Default::default()
         }),
-    };
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_can_always_be_told_all_sources() {
+    let coordinator = coordinator().await;
+    let mut client = coordinator.cache().await;
     let mut count = 0;
     let refused = loop {
         match client.put_source(put(count, TEXT)).await {
@@ -95,4 +101,48 @@ async fn an_edge_can_always_be_told_all_sources() {
     client.put_source(put(0, 1)).await.unwrap();
     client.put_source(put(count, TEXT)).await.unwrap();
     assert!(client.put_source(put(0, TEXT)).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watchers_that_do_not_read_keep_little_waiting() {
+    const WATCHERS: usize = 20;
+    let coordinator = coordinator().await;
+    let mut watchers = Vec::new();
+    for _ in 0..WATCHERS {
+        let mut client = coordinator.cache().await;
+        let watch = client.watch_cluster(v1::WatchClusterRequest::default());
+        watchers.push(watch.await.unwrap().into_inner());
+    }
+    let mut client = coordinator.cache().await;
+    let before = resident_bytes();
+    for number in 0..60 {
+        let mut change = put(0, TEXT);
+        let source = change.source.as_mut().unwrap();
+        source.base_url = format!("{BASE}/{number}");
+        client.put_source(change).await.unwrap();
+    }
+    let more = resident_bytes().saturating_sub(before);
+    assert!(more < WATCHERS * 30 * TEXT, "{more} more bytes");
+    // Each still gets to the last change.
+    let last = format!("{BASE}/59");
+    for watcher in &mut watchers {
+        let told = async {
+            loop {
+                let message = watcher.message().await.unwrap().unwrap();
+                if let Some(Event::Source(source)) = message.event
+                    && source.base_url == last
+                {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(WAIT, told).await.unwrap();
+    }
+}
+
+/// Of this process, in which the coordinator runs.
+fn resident_bytes() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let resident: usize = pages.split(' ').nth(1).unwrap().parse().unwrap();
+    resident * 4096
 }

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use chunkcache_proto::v1::edge_service_client::EdgeServiceClient;
-use service_kit::{text_file, tls};
+use service_kit::{backoff::Backoff, causes::with_causes, text_file, tls};
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
@@ -97,16 +97,59 @@ impl Coordinators {
         url
     }
 
-    /// The session at this address worked, so it is tried first next time.
-    pub fn keep(&mut self, url: &str) {
-        if let Some(at) = self.urls.iter().position(|known| known == url) {
+    /// After a session at this address that worked: it is tried first next time, and soon.
+    pub fn after_session(&mut self, url: &str, why: Why, backoff: &mut Backoff) {
+        // One that hangs still takes connections, and would be waited for once more.
+        if why != Why::Silent
+            && let Some(at) = self.urls.iter().position(|known| known == url)
+        {
             self.next = at;
+        }
+        // Two edges with one name end each other's sessions, and each drops the other's rows.
+        if why != Why::Fenced {
+            backoff.reset();
         }
     }
 
     /// Tries the leader that a standby named.
     pub fn try_leader(&mut self, url: String) {
         self.leader = Some(url);
+    }
+}
+
+/// How a session ended.
+pub enum Ended {
+    NotLeader(String),
+    Failed(Why, anyhow::Error),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Another session has this edge's name.
+    Fenced,
+    /// The coordinator sent nothing for too long.
+    Silent,
+    Other,
+}
+
+impl From<anyhow::Error> for Ended {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(Why::Other, error)
+    }
+}
+
+impl From<Status> for Ended {
+    fn from(status: Status) -> Self {
+        if let Some(leader) = named_leader(&status) {
+            return Self::NotLeader(leader);
+        }
+        let info = status.get_details_error_info();
+        let why = match info {
+            Some(info) if info.reason == "STALE_EPOCH" => Why::Fenced,
+            _ => Why::Other,
+        };
+        let said = format!("{}: {}", status.code(), status.message());
+        Self::Failed(why, anyhow::anyhow!(with_causes(&said, &status)))
     }
 }
 
@@ -186,5 +229,51 @@ mod tests {
         assert!(error.to_string().contains("can not be read"));
         let mut none = Bearer::read(None).await.unwrap();
         assert!(none.call(Request::new(())).unwrap().metadata().is_empty());
+    }
+
+    #[test]
+    fn a_coordinator_that_hangs_is_not_the_next_one_to_try() {
+        let urls = ["http://a", "http://b"].map(str::to_owned);
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+        for (why, next) in [(Why::Other, "http://a"), (Why::Silent, "http://b")] {
+            let mut coordinators = Coordinators::new(urls.to_vec());
+            let url = coordinators.pick();
+            coordinators.after_session(&url, why, &mut backoff);
+            assert_eq!(coordinators.pick(), next, "{why:?}");
+        }
+    }
+
+    #[test]
+    fn a_refused_certificate_is_told() {
+        let alert = std::io::Error::other("received fatal alert: CertificateExpired");
+        let Ended::Failed(_, error) = Status::from_error(Box::new(alert)).into() else {
+            panic!("another leader is named");
+        };
+        assert!(error.to_string().contains("CertificateExpired"), "{error}");
+    }
+
+    #[test]
+    fn two_edges_with_one_name_leave_each_other_more_and_more_time() {
+        let details = tonic_types::ErrorDetails::with_error_info(
+            "STALE_EPOCH",
+            "chunkcache.v1",
+            std::collections::HashMap::new(),
+        );
+        let fenced = || {
+            let code = tonic::Code::FailedPrecondition;
+            Ended::from(Status::with_error_details(code, "x", details.clone()))
+        };
+        let mut coordinators = Coordinators::new(vec!["http://a".to_owned()]);
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+        let waits = [0; 3].map(|_| {
+            let Ended::Failed(why, _) = fenced() else {
+                panic!("another leader is named");
+            };
+            coordinators.after_session("http://a", why, &mut backoff);
+            backoff.wait(1.0).as_secs()
+        });
+        assert_eq!(waits, [1, 2, 4]);
+        coordinators.after_session("http://a", Why::Other, &mut backoff);
+        assert_eq!(backoff.wait(1.0).as_secs(), 1);
     }
 }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use v1::{session_request, session_response::Message};
 
 use super::{
-    channel::{self, Coordinators, Credentials},
+    channel::{self, Coordinators, Credentials, Ended, Why},
     link::{Link, Removal},
     notes,
     outgoing::{self, Outgoing, Page},
@@ -74,26 +74,6 @@ pub struct Session {
     pub totals: Arc<dyn Totals>,
 }
 
-enum Ended {
-    NotLeader(String),
-    Other(anyhow::Error),
-}
-
-impl From<anyhow::Error> for Ended {
-    fn from(error: anyhow::Error) -> Self {
-        Self::Other(error)
-    }
-}
-
-impl From<tonic::Status> for Ended {
-    fn from(status: tonic::Status) -> Self {
-        match channel::named_leader(&status) {
-            Some(leader) => Self::NotLeader(leader),
-            None => Self::Other(anyhow::anyhow!("{}: {}", status.code(), status.message())),
-        }
-    }
-}
-
 impl Session {
     /// Runs sessions, one after the other, until `shutdown`.
     pub async fn run(self, coordinators: Vec<String>, shutdown: CancellationToken) {
@@ -114,7 +94,7 @@ impl Session {
                     // in a loop.
                     backoff.wait(rand::random())
                 }
-                Ended::Other(error) => {
+                Ended::Failed(why, error) => {
                     tracing::info!(
                         coordinator = url,
                         error = format!("{error:#}"),
@@ -122,8 +102,7 @@ impl Session {
                     );
                     self.link.end(format!("{url}: {error:#}"));
                     if was_ready {
-                        coordinators.keep(&url);
-                        backoff.reset();
+                        coordinators.after_session(&url, why, &mut backoff);
                     }
                     backoff.wait(rand::random())
                 }
@@ -207,7 +186,8 @@ impl Session {
                 }
                 why = self.link.broken() => return Err(anyhow::anyhow!(why).into()),
                 () = tokio::time::sleep(silence) => {
-                    return Err(anyhow::anyhow!("nothing heard for {timeout:?}").into());
+                    let error = anyhow::anyhow!("nothing heard for {timeout:?}");
+                    return Err(Ended::Failed(Why::Silent, error));
                 }
             }
         }

@@ -4,6 +4,7 @@
 //! Must not know chunks, entries, SQL or the protocol.
 
 pub mod backoff;
+pub mod causes;
 pub mod clock;
 pub mod config;
 pub mod health;

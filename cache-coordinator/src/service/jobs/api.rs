@@ -32,9 +32,9 @@ pub async fn precache(
     request: v1::PrecacheRequest,
 ) -> Result<v1::PrecacheResponse, ServiceError> {
     cluster.require_leader()?;
-    let level = match request.priority() {
-        v1::Priority::Unspecified => chunkcache_proto::Level::Medium,
-        priority => level("priority", priority)?,
+    let level = match v1::Priority::try_from(request.priority) {
+        Ok(v1::Priority::Unspecified) => chunkcache_proto::Level::Medium,
+        priority => level("priority", priority.unwrap_or_default())?,
     };
     let timing = timing::read(&request)?;
     if request.edges.len() > MAX_EDGES {
@@ -127,7 +127,7 @@ pub async fn watch(
         cluster,
         sender.clone(),
         follow(Arc::clone(cluster), id, sender),
-    );
+    )?;
     Ok(receiver)
 }
 
