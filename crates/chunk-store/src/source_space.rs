@@ -31,6 +31,8 @@ pub(super) struct SourceSpace {
     proposed_bytes: AtomicU64,
     /// The largest number means no quota.
     quota_bytes: AtomicU64,
+    /// The largest reservation that the quota refused since one was granted.
+    refused_bytes: AtomicU64,
     last_use: AtomicU16,
 }
 
@@ -75,10 +77,13 @@ impl SourceSpace {
         self.used().saturating_sub(leaving.saturating_add(proposed))
     }
 
-    /// Bytes over the mark at which eviction for the quota begins.
+    /// Bytes over the mark at which eviction for the quota begins. A refused chunk may need more
+    /// than the usual headroom of a small quota.
     pub fn over_quota(&self) -> u64 {
         self.quota().map_or(0, |quota| {
-            let mark = quota - quota_headroom(quota);
+            let refused = Some(self.refused_bytes.load(Ordering::Acquire));
+            let wanted = refused.filter(|bytes| *bytes <= quota).unwrap_or(0);
+            let mark = quota - quota_headroom(quota).max(wanted);
             self.staying().saturating_sub(mark)
         })
     }
@@ -94,11 +99,13 @@ impl SourceSpace {
         let fits = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= quota);
         let order = (Ordering::AcqRel, Ordering::Acquire);
         if let Err(used) = self.used_bytes.fetch_update(order.0, order.1, fits) {
+            self.refused_bytes.fetch_max(bytes, Ordering::AcqRel);
             return Err(StoreError::OverQuota(format!(
                 "{bytes} bytes wanted, {used} of the {quota} bytes of source {:?} are in use",
                 self.name
             )));
         }
+        self.refused_bytes.store(0, Ordering::Release);
         if let Err(error) = self.disk.reserve(bytes) {
             self.used_bytes.fetch_sub(bytes, Ordering::AcqRel);
             return Err(error);
@@ -170,6 +177,7 @@ impl SourceSpaces {
             leaving_bytes: AtomicU64::new(0),
             proposed_bytes: AtomicU64::new(0),
             quota_bytes: AtomicU64::new(u64::MAX),
+            refused_bytes: AtomicU64::new(0),
             last_use: AtomicU16::new(tick),
         });
         spaces.insert(name, space.clone());

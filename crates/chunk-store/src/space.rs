@@ -55,6 +55,8 @@ pub struct Space {
     /// `chunk_bytes` and reservations; the limit is enforced by compare-and-swap on this one.
     used_bytes: AtomicU64,
     allowed_bytes: AtomicU64,
+    /// The largest reservation that was refused since one was granted.
+    refused_bytes: AtomicU64,
     /// The largest number means no limit.
     free_files: AtomicU64,
     refreshed: Mutex<Option<Instant>>,
@@ -72,6 +74,7 @@ impl Space {
             leaving_bytes: AtomicU64::new(0),
             used_bytes: AtomicU64::new(0),
             allowed_bytes: AtomicU64::new(0),
+            refused_bytes: AtomicU64::new(0),
             free_files: AtomicU64::new(u64::MAX),
             refreshed: Mutex::new(None),
         }
@@ -91,10 +94,13 @@ impl Space {
         self.allowed_bytes.load(Ordering::Acquire)
     }
 
-    /// Bytes over the mark at which eviction begins, without those that are about to be freed.
+    /// Bytes over the mark at which eviction begins, without those that are about to be freed. A
+    /// refused chunk may need more than the usual headroom of a small disk.
     pub fn over_headroom(&self) -> u64 {
         let allowed = self.allowed();
-        let headroom = disk_headroom(allowed);
+        let refused = Some(self.refused_bytes.load(Ordering::Acquire));
+        let wanted = refused.filter(|bytes| *bytes <= allowed).unwrap_or(0);
+        let headroom = disk_headroom(allowed).max(wanted);
         let leaving = self.leaving_bytes.load(Ordering::Acquire);
         let staying = self.used().saturating_sub(leaving);
         staying.saturating_sub(allowed - headroom)
@@ -116,6 +122,7 @@ impl Space {
             self.refresh(Duration::ZERO);
             if !self.try_reserve(bytes) {
                 self.refused(Instant::now());
+                self.refused_bytes.fetch_max(bytes, Ordering::AcqRel);
                 return Err(StoreError::NoSpace(format!(
                     "{bytes} bytes wanted, {}",
                     self.in_use()
@@ -123,6 +130,7 @@ impl Space {
             }
         }
         *self.refusals.lock() = None;
+        self.refused_bytes.store(0, Ordering::Release);
         Ok(())
     }
 

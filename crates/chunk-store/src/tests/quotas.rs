@@ -61,6 +61,34 @@ fn a_source_stays_below_its_quota_at_its_own_cost() {
     assert_eq!(evict(&store, 0), [], "and not again");
 }
 
+/// What is kept free of a small disk, or of a small quota, may be less than one chunk. Then a
+/// chunk that finds no space makes some; otherwise nothing new would ever be stored (DingoCache 83).
+#[test]
+fn a_refused_chunk_makes_space_however_small_the_space_is() {
+    let half = CHUNK / 2;
+    for is_quota in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open_stepped(StoreOptions {
+            max_bytes: (!is_quota).then_some(3 * CHUNK + half),
+            ..options(dir.path())
+        });
+        if is_quota {
+            store.set_quotas(&HashMap::from([("films".to_owned(), 3 * CHUNK + half)]));
+        }
+        let films = stored(&store, "films", 1, 3);
+        let is_pressed = || store.is_over_quota() || store.pressure() > 0;
+        assert!(!is_pressed(), "nobody wants more");
+        assert!(films.reserve(CHUNK).is_err() && is_pressed());
+        evict(&store, store.pressure());
+        assert_eq!(used(&store, "films"), 2, "one is enough");
+        assert!(films.reserve(CHUNK).is_ok() && !is_pressed());
+        assert!(
+            films.reserve(4 * CHUNK).is_err() && !is_pressed(),
+            "in vain"
+        );
+    }
+}
+
 #[test]
 fn a_changed_quota_holds_at_once_and_spares_what_is_read_or_pinned() {
     let dir = tempfile::tempdir().unwrap();
