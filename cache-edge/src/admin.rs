@@ -1,7 +1,7 @@
 //! The operators' view of a running edge: why it is not ready, and its metrics, which are read at
 //! each scrape.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use prometheus_client::{
@@ -80,10 +80,7 @@ const GAUGES: [(&str, &str, Read); 12] = [
 ];
 
 /// Values that only rise; `_total` is appended to their names.
-const COUNTERS: [(&str, &str, Read); 8] = [
-    ("origin_bytes", "Bytes from origins", |s| {
-        s.downloads.fetcher().counters.origin_bytes()
-    }),
+const COUNTERS: [(&str, &str, Read); 2] = [
     (
         "accepted_signatures_forgotten",
         "Accepted signatures that are asked about again, for want of space",
@@ -92,41 +89,9 @@ const COUNTERS: [(&str, &str, Read); 8] = [
             permissions.lock().forgotten()
         },
     ),
-    ("peer_bytes", "Bytes from other edges", |s| {
-        let counters = &s.downloads.fetcher().counters;
-        counters.peer_bytes.load(Ordering::Relaxed)
-    }),
     ("origin_requests", "Requests to origins", |s| {
         s.downloads.fetcher().client.requests()
     }),
-    ("origin_errors", "Attempts at origins that failed", |s| {
-        let counters = &s.downloads.fetcher().counters;
-        counters.origin_errors.load(Ordering::Relaxed)
-    }),
-    (
-        "peer_errors",
-        "Fetches and answers that other edges failed to give",
-        |s| {
-            let counters = &s.downloads.fetcher().counters;
-            counters.peer_errors.load(Ordering::Relaxed)
-        },
-    ),
-    (
-        "record_compared_bytes",
-        "Bytes of an origin's answers compared with what is stored, in record mode",
-        |s| {
-            let counters = &s.downloads.fetcher().counters;
-            counters.compared_bytes.load(Ordering::Relaxed)
-        },
-    ),
-    (
-        "record_mismatches",
-        "Answers of an origin that differed from what is stored, in record mode",
-        |s| {
-            let counters = &s.downloads.fetcher().counters;
-            counters.mismatches.load(Ordering::Relaxed)
-        },
-    ),
 ];
 
 /// The state behind `--admin-listen`.

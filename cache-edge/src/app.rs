@@ -3,10 +3,7 @@
 use std::{
     net::SocketAddr,
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, atomic::AtomicU32},
     time::{Duration, Instant},
 };
 
@@ -267,8 +264,8 @@ impl Totals for EdgeTotals {
         [
             hit + sent(ByteSource::InFlight) + sent(ByteSource::Origin) + sent(ByteSource::Bypass),
             hit,
-            self.counters.origin_bytes.load(Ordering::Relaxed),
-            self.counters.peer_bytes.load(Ordering::Relaxed),
+            self.counters.origin_bytes.get(),
+            self.counters.peer_bytes.get(),
             self.metrics.stalls(),
         ]
     }

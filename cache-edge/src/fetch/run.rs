@@ -4,10 +4,7 @@
 //! bytes remain: a fetch that is retried, preempted or taken over continues where they end. Writes
 //! block, so this runs on the fetch runtime only.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use chunkcache_proto::{ByteRange, ChunkIndex, EntryId, FetchId, Level, identity::belongs_to, v1};
 
@@ -222,7 +219,7 @@ impl Fetcher {
                         entry = %assignment.file.id(),
                         "a peer failed"
                     );
-                    self.counters.peer_errors.fetch_add(1, Ordering::Relaxed);
+                    self.counters.peer_errors.inc();
                     // Leave the choice of another peer or the origin to the coordinator: it chose
                     // this peer, and knows which others hold the chunk and whether the origin is
                     // being asked.

@@ -1,15 +1,9 @@
 //! Writes the body of an answer into the store as it arrives.
 
-use std::{
-    collections::VecDeque,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use chunkcache_proto::{ByteRange, Level};
+use prometheus_client::metrics::counter::Counter;
 use tokio::time::Instant;
 
 use super::{
@@ -88,7 +82,7 @@ impl Fetcher {
         claims: &mut VecDeque<ChunkClaim>,
         range: ByteRange,
         response: Response,
-        counter: &AtomicU64,
+        counter: &Counter,
     ) -> Result<(), FetchInterruption> {
         let mut writer = ChunkWriter {
             sink: ChunkSink {
@@ -123,7 +117,7 @@ impl Fetcher {
         claims: &mut VecDeque<ChunkClaim>,
         range: ByteRange,
         mut response: Response,
-        counter: &AtomicU64,
+        counter: &Counter,
     ) -> Result<(), FetchInterruption> {
         let geometry = assignment.file.geometry();
         let begun = Instant::now();
@@ -191,7 +185,7 @@ impl Fetcher {
             if offset >= range.end {
                 writer.flush().map_err(FetchInterruption::Store)?;
             }
-            counter.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            counter.inc_by(bytes.len() as u64);
             handle.add_bytes(bytes.len() as u64);
             handle.set_position(offset);
             let chunk = geometry.chunk_of(offset);

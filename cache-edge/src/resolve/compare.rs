@@ -1,7 +1,7 @@
 //! Record mode's check: compares the origin's answer with the stored bytes, byte by byte, on its
 //! way to the client.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
 use chunkcache_proto::ByteRange;
 use http::{HeaderMap, StatusCode};
@@ -54,14 +54,12 @@ impl Comparison {
             }
             let from = (range.start - all.start) as usize;
             let came = &bytes[from..from + self.buffer.len()];
-            self.counters
-                .compared_bytes
-                .fetch_add(range.len(), Ordering::Relaxed);
+            self.counters.compared_bytes.inc_by(range.len());
             if came != self.buffer.as_slice() && !self.differs {
                 // Count once per answer: operators judge a rollout by the number of answers that
                 // differ.
                 self.differs = true;
-                self.counters.mismatches.fetch_add(1, Ordering::Relaxed);
+                self.counters.mismatches.inc();
                 tracing::error!(
                     entry = %self.file.id(),
                     chunk,

@@ -4,10 +4,7 @@
 //! A request of another edge is answered from this edge's own answer, or from the origin's. It
 //! never waits for a third edge, so requests between edges cannot form a circle.
 
-use std::{
-    pin::pin,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{pin::pin, sync::Arc};
 
 use bytes::Bytes;
 use chunkcache_proto::{
@@ -135,7 +132,7 @@ impl EdgeObjects {
                 let (keeper, path) = (&keeper.edge, &key.path);
                 tracing::debug!(%error, keeper, path, "no answer of a peer");
                 let counters = &self.parts().downloads.fetcher().counters;
-                counters.peer_errors.fetch_add(1, Ordering::Relaxed);
+                counters.peer_errors.inc();
                 bindings.forget_keeper(key);
                 asking.fail();
                 Ok(None)
@@ -366,7 +363,7 @@ fn body_of(response: Response, counters: Arc<Counters>) -> PassBody {
                 next.map_err(|error| ReadError::Origin(format!("by way of a peer: {error}")))?;
             Ok(next.map(|bytes: Bytes| {
                 let count = bytes.len() as u64;
-                counters.peer_bytes.fetch_add(count, Ordering::Relaxed);
+                counters.peer_bytes.inc_by(count);
                 (Frame::data(bytes), (response, counters))
             }))
         },

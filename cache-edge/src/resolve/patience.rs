@@ -103,7 +103,7 @@ mod tests {
         });
         let answer = answer.await;
         let asked = asked.load(Ordering::Relaxed);
-        let failed = counters.origin_errors.load(Ordering::Relaxed);
+        let failed = counters.origin_errors.get();
         let faults = faults.load(Ordering::Relaxed);
         assert_eq!(
             failed, faults,

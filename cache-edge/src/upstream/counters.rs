@@ -61,13 +61,13 @@ impl Default for Waits {
 /// The process's counters.
 #[derive(Debug, Default)]
 pub struct Counters {
-    pub origin_bytes: AtomicU64,
-    pub peer_bytes: AtomicU64,
-    pub origin_errors: AtomicU64,
-    pub peer_errors: AtomicU64,
+    pub origin_bytes: Counter,
+    pub peer_bytes: Counter,
+    pub origin_errors: Counter,
+    pub peer_errors: Counter,
     /// In record mode: bytes of answers compared with stored ones, and answers that differed.
-    pub compared_bytes: AtomicU64,
-    pub mismatches: AtomicU64,
+    pub compared_bytes: Counter,
+    pub mismatches: Counter,
     /// How far this machine's clock is ahead of the coordinator's, in milliseconds.
     clock_ahead_ms: AtomicI64,
     clock_ahead: Gauge<f64, AtomicU64>,
@@ -81,8 +81,34 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Registers the metrics that are not read one by one.
+    /// Registers the metrics.
     pub fn register(&self, registry: &mut Registry) {
+        for (name, help, counter) in [
+            ("origin_bytes", "Bytes from origins", &self.origin_bytes),
+            ("peer_bytes", "Bytes from other edges", &self.peer_bytes),
+            (
+                "origin_errors",
+                "Attempts at origins that failed",
+                &self.origin_errors,
+            ),
+            (
+                "peer_errors",
+                "Fetches and answers that other edges failed to give",
+                &self.peer_errors,
+            ),
+            (
+                "record_compared_bytes",
+                "Bytes of an origin's answers compared with what is stored, in record mode",
+                &self.compared_bytes,
+            ),
+            (
+                "record_mismatches",
+                "Answers of an origin that differed from what is stored, in record mode",
+                &self.mismatches,
+            ),
+        ] {
+            registry.register(name, help, counter.clone());
+        }
         for level in Level::ALL {
             drop(self.waits.0.get_or_create(&[("level", level.label())]));
         }
@@ -137,7 +163,7 @@ impl Counters {
 
     /// Counts a failed attempt at a source's origins.
     pub fn origin_failed(&self, source: &str) {
-        self.origin_errors.fetch_add(1, Ordering::Relaxed);
+        self.origin_errors.inc();
         self.origin_errors_of.add(source, 1);
     }
 
@@ -191,12 +217,6 @@ impl Counters {
         };
         let counter = self.removed.get_or_create(&[("reason", reason)]);
         counter.inc_by(u64::try_from(chunks).unwrap_or(u64::MAX));
-    }
-
-    /// Bytes from origins so far.
-    #[must_use]
-    pub fn origin_bytes(&self) -> u64 {
-        self.origin_bytes.load(Ordering::Relaxed)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Read-only questions about the fetches.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::time::Duration;
 
 use chunkcache_proto::{ChunkIndex, EntryId, FetchId};
 
@@ -61,7 +61,7 @@ impl Downloads {
     #[must_use]
     pub fn take_origin_bytes(&self, bytes: u64) -> u64 {
         let counters = &self.0.fetcher.counters;
-        let came = counters.origin_bytes.load(Ordering::Relaxed);
+        let came = counters.origin_bytes.get();
         let mut state = self.0.state.lock();
         let taken = bytes.min(came.saturating_sub(state.origin_bytes_told));
         state.origin_bytes_told += taken;
