@@ -40,10 +40,11 @@ pub struct Maintenance {
 }
 
 impl Maintenance {
-    /// Runs until `shutdown`. The only receiver of the store's two channels.
+    /// Runs until `shutdown`. The only receiver of the store's channels.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut durable = self.store.take_durable();
         let mut corrupt = self.store.take_corrupt();
+        let mut forgotten = self.store.take_forgotten();
         let mut tick = tokio::time::interval(PRESSURE_INTERVAL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut ticks = 0u32;
@@ -53,6 +54,7 @@ impl Maintenance {
                 () = shutdown.cancelled() => return,
                 Some(stored) = durable.recv() => self.stored(&stored),
                 Some(lost) = corrupt.recv() => self.lost(lost),
+                Some(entry) = forgotten.recv() => self.bindings.forget_entry(&entry),
                 () = self.store.quota_exceeded() => self.relieve(false).await,
                 _ = tick.tick() => {
                     ticks = ticks.wrapping_add(1);
@@ -144,7 +146,7 @@ impl Maintenance {
 /// The message that introduces an entry to the coordinator.
 #[must_use]
 pub fn observed(bindings: &Bindings, file: &EntryFile) -> v1::EntryObserved {
-    let entry = file.description().clone();
+    let entry = file.description();
     let freshness = binding_of(bindings, &entry).map(|bound| bound.freshness.clone());
     v1::EntryObserved {
         entry: Some(entry),
@@ -156,7 +158,7 @@ pub fn observed(bindings: &Bindings, file: &EntryFile) -> v1::EntryObserved {
 #[must_use]
 pub fn binding_of(bindings: &Bindings, entry: &v1::Entry) -> Option<Arc<Bound>> {
     bindings
-        .get(entry.key.as_ref()?)
+        .peek(entry.key.as_ref()?)
         .filter(|bound| bound.entry.id == entry.id)
 }
 
@@ -174,7 +176,7 @@ pub fn inventory_entry(
         .map(|(index, checksum)| v1::Chunk { index, checksum })
         .collect();
     let v1::EntryObserved { entry, freshness } = observed(bindings, &file);
-    let freshness = binding_of(bindings, file.description()).and(freshness);
+    let freshness = binding_of(bindings, &file.description()).and(freshness);
     Some(v1::InventoryEntry {
         entry,
         freshness,

@@ -19,22 +19,22 @@ const LAST_PURGE: &[u8] = b"last-purge";
 
 /// Restores the settings from before the restart.
 pub fn restore(store: &Store, catalogue: &Catalogue, peer_keys: &PeerKeys, chunk_size: &AtomicU32) {
-    let mut sources = Vec::new();
-    for (key, value) in store.notes() {
-        if key.starts_with(SOURCE_PREFIX) {
-            sources.extend(v1::Source::decode(value.as_slice()).ok());
-        } else if key == PEER_KEYS {
-            // The message that carries them is also their encoding.
-            if let Ok(welcome) = v1::Welcome::decode(value.as_slice()) {
-                peer_keys.replace(welcome.peer_keys);
-            }
-        } else if key == CHUNK_SIZE
-            && let Ok(bytes) = <[u8; 4]>::try_from(value.as_slice())
-        {
-            set_chunk_size(chunk_size, u32::from_le_bytes(bytes));
-        }
+    // The message that carries them is also their encoding.
+    if let Some(note) = store.note(PEER_KEYS)
+        && let Ok(welcome) = v1::Welcome::decode(&*note)
+    {
+        peer_keys.replace(welcome.peer_keys);
     }
-    apply(store, catalogue, sources);
+    if let Some(note) = store.note(CHUNK_SIZE)
+        && let Ok(bytes) = <[u8; 4]>::try_from(&*note)
+    {
+        set_chunk_size(chunk_size, u32::from_le_bytes(bytes));
+    }
+    let notes = store.notes(SOURCE_PREFIX);
+    let sources = notes
+        .iter()
+        .filter_map(|(_, note)| v1::Source::decode(&**note).ok());
+    apply(store, catalogue, sources.collect());
 }
 
 fn apply(store: &Store, catalogue: &Catalogue, sources: Vec<v1::Source>) {
@@ -52,13 +52,13 @@ pub fn set_sources(store: &Store, catalogue: &Catalogue, sources: Vec<v1::Source
         .iter()
         .map(|source| note_key(&source.name))
         .collect();
-    for (key, _) in store.notes() {
-        if key.starts_with(SOURCE_PREFIX) && !names.contains(&key) {
+    for (key, _) in store.notes(SOURCE_PREFIX) {
+        if !names.contains(&key) {
             store.put_note(&key, None);
         }
     }
     for source in &sources {
-        store.put_note(&note_key(&source.name), Some(&source.encode_to_vec()));
+        store.put_note(&note_key(&source.name), Some(source.encode_to_vec().into()));
     }
     apply(store, catalogue, sources);
     let now = catalogue.base_urls();
@@ -79,27 +79,26 @@ pub fn set_welcome(
             peer_keys: welcome.peer_keys.clone(),
             ..v1::Welcome::default()
         };
-        store.put_note(PEER_KEYS, Some(&kept.encode_to_vec()));
+        store.put_note(PEER_KEYS, Some(kept.encode_to_vec().into()));
         peer_keys.replace(welcome.peer_keys.clone());
     }
     if set_chunk_size(chunk_size, welcome.chunk_size) {
-        store.put_note(CHUNK_SIZE, Some(&welcome.chunk_size.to_le_bytes()));
+        store.put_note(CHUNK_SIZE, Some(welcome.chunk_size.to_le_bytes().into()));
     }
 }
 
 /// The number of the last purge that was carried out here.
 #[must_use]
 pub fn last_purge(store: &Store) -> u64 {
-    let notes = store.notes();
-    let note = notes.iter().find(|(key, _)| key == LAST_PURGE);
-    note.and_then(|(_, value)| <[u8; 8]>::try_from(value.as_slice()).ok())
+    let note = store.note(LAST_PURGE);
+    note.and_then(|note| <[u8; 8]>::try_from(&*note).ok())
         .map_or(0, u64::from_le_bytes)
 }
 
 /// Stores the number of a purge. Numbers rise; a repeated one changes nothing.
 pub fn set_last_purge(store: &Store, number: u64) {
     if number > last_purge(store) {
-        store.put_note(LAST_PURGE, Some(&number.to_le_bytes()));
+        store.put_note(LAST_PURGE, Some(number.to_le_bytes().into()));
     }
 }
 

@@ -483,10 +483,10 @@ impl Session {
         self.bindings.set_cluster_epoch(purge.epoch);
         if !purge.soft {
             let is_selected = |file: &EntryFile| {
-                let key = file.description().key.as_ref();
+                let key = file.description().key;
                 let no_fields = HeaderMap::new();
                 named.contains(&file.id())
-                    || key.is_some_and(|key| purge::selects(&selector, key, &no_fields))
+                    || key.is_some_and(|key| purge::selects(&selector, &key, &no_fields))
             };
             let mut selected = self.store.entries();
             selected.retain(|file| is_selected(file));

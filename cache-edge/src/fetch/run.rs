@@ -393,7 +393,7 @@ impl Fetcher {
         let entry = file.description();
         let key = entry.key.clone().unwrap_or_default();
         let source = self.source(&key.source)?;
-        if !belongs_to(entry, source.base_url()) {
+        if !belongs_to(&entry, source.base_url()) {
             // The source's base URL was changed: the object there is another one, whatever its ETag
             // says.
             return Err(OriginError::Changed);
@@ -405,7 +405,7 @@ impl Fetcher {
             });
         }
         let mut asked = answer::variant_headers(&key.variant);
-        asked.extend(answer::range_headers(range, Some(entry)));
+        asked.extend(answer::range_headers(range, Some(&entry)));
         let mut is_conditional = true;
         tracing::debug!(start = range.start, end = range.end, "asking the origin");
         let mut skip = OriginSet::default();
@@ -424,7 +424,7 @@ impl Fetcher {
                 async move { client.ask_origins(source, &question).await }
             };
             let response = self.catalogue.ask_signed(&source, &key, ask).await?;
-            let part = answer::check(response.status, &response.headers, range, entry, now_ms())
+            let part = answer::check(response.status, &response.headers, range, &entry, now_ms())
                 .map_err(OriginError::from);
             if let (Err(OriginError::Changed), true) = (&part, source.origins().len() > 1) {
                 // Another origin's version says nothing about the first one's.

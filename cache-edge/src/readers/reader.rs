@@ -98,7 +98,7 @@ impl OpenReader for ReaderFactory {
         let holds_other = self.file.first_present(0, geometry.chunk_count()).is_some();
         let place = (self.file.id(), first);
         let history = self.incoming.history();
-        Some(history.missing(self.file.description(), place, holds_other))
+        Some(history.missing(&self.file.description(), place, holds_other))
     }
 
     fn can_store(&self) -> bool {

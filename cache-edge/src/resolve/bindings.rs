@@ -5,10 +5,10 @@
 //! coordinator.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashSet, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
@@ -17,6 +17,7 @@ use parking_lot::{Mutex, RwLock};
 use prost::Message;
 
 use super::{
+    bound_map::{BaseHash, BoundMap, Encoded, Found, KeyHash, decode},
     short_memory::{KeyHasher, ShortMemory},
     whole_store::WholeAnswers,
 };
@@ -26,10 +27,6 @@ use http::HeaderMap;
 use http_rules::{fields, freshness, purge};
 
 const NOTE_PREFIX: &[u8] = b"binding\0";
-/// Sanity cap: clients choose keys and must not be able to fill the memory.
-const MAX_BOUND_BYTES: usize = 96 << 20;
-/// Size of a binding without its texts.
-const BOUND_BYTES: usize = 512;
 /// How long requests for a key whose answer could not be stored go directly to the origin.
 const UNSTORABLE_MS: i64 = 60_000;
 /// The same, if the answer can be stored once its date is older.
@@ -46,8 +43,6 @@ pub struct Bound {
     pub freshness: v1::Freshness,
     /// The fields of `freshness`, as they are sent.
     pub fields: Arc<HeaderMap>,
-    /// Some request asked for the key since the last check.
-    used: Arc<AtomicBool>,
 }
 
 impl Bound {
@@ -58,7 +53,6 @@ impl Bound {
             entry,
             fields: Arc::new(fields::to_headers(&freshness.fields)),
             freshness,
-            used: Arc::new(AtomicBool::new(true)),
         }
     }
 }
@@ -88,43 +82,6 @@ pub struct Bindings {
 /// A position in the order of invalidations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct InvalidationEpoch(u64);
-
-/// Bindings, and their total size.
-#[derive(Default)]
-struct BoundMap {
-    by_id: HashMap<String, Arc<Bound>>,
-    bytes: usize,
-}
-
-impl BoundMap {
-    fn weigh(id: &str, bound: &Bound) -> usize {
-        // The key occurs in the map, in the entry, and in parts.
-        let entry = &bound.entry;
-        let texts = [&entry.validator, &entry.etag, &entry.content_type];
-        let texts: usize = texts.iter().map(|text| text.len()).sum();
-        BOUND_BYTES + 2 * id.len() + texts + 2 * bound.freshness.encoded_len()
-    }
-
-    fn insert(&mut self, id: String, bound: Arc<Bound>) {
-        self.remove(&id);
-        self.bytes += Self::weigh(&id, &bound);
-        self.by_id.insert(id, bound);
-    }
-
-    fn remove(&mut self, id: &str) -> bool {
-        let Some(bound) = self.by_id.remove(id) else {
-            return false;
-        };
-        self.bytes -= Self::weigh(id, &bound);
-        true
-    }
-
-    /// Some binding to remove, if there are too many.
-    fn victim(&self) -> Option<String> {
-        let is_full = self.bytes > MAX_BOUND_BYTES;
-        is_full.then(|| self.by_id.keys().next().cloned())?
-    }
-}
 
 #[derive(Default)]
 struct InvalidatedKeys {
@@ -197,11 +154,9 @@ impl Bindings {
             changes: AtomicU64::new(0),
             store,
         };
-        for (key, value) in bindings.store.notes() {
-            if key.starts_with(NOTE_PREFIX)
-                && let Ok(binding) = v1::KeyBinding::decode(value.as_slice())
-            {
-                bindings.remember(binding);
+        for (_, note) in bindings.store.notes(NOTE_PREFIX) {
+            if let Some(bound) = decode(&note) {
+                bindings.remember(&bound, &note);
             }
         }
         bindings
@@ -210,7 +165,7 @@ impl Bindings {
     /// Number of keys with a known entry.
     #[must_use]
     pub fn key_count(&self) -> usize {
-        self.bound.read().by_id.len()
+        self.bound.read().len()
     }
 
     /// A change counter. Read it before a look-up: while it stays the same, so does the result.
@@ -223,29 +178,43 @@ impl Bindings {
         self.changes.fetch_add(1, Ordering::Release);
     }
 
+    /// The binding of a key that a request asks for.
     #[must_use]
     pub fn get(&self, key: &v1::Key) -> Option<Arc<Bound>> {
-        let bound = self.bound.read().by_id.get(&key_id(key)).cloned()?;
-        // Written only when it changes, because many threads read it at the same time.
-        if !bound.used.load(Ordering::Relaxed) {
-            bound.used.store(true, Ordering::Relaxed);
+        let hash = self.hasher.hash(&key_id(key));
+        let found = {
+            let bound = self.bound.read();
+            bound.note_use(hash);
+            bound.get(hash)?
+        };
+        match found {
+            Found::Decoded(bound) => Some(bound),
+            Found::Encoded(encoded) => {
+                let bound = Arc::new(decode(&encoded)?);
+                let mut map = self.bound.write();
+                map.set_decoded(hash, &encoded, bound.clone());
+                Some(bound)
+            }
         }
-        Some(bound)
+    }
+
+    /// The same for our own use, which does not count.
+    #[must_use]
+    pub fn peek(&self, key: &v1::Key) -> Option<Arc<Bound>> {
+        let found = self.bound.read().get(self.hasher.hash(&key_id(key)))?;
+        match found {
+            Found::Decoded(bound) => Some(bound),
+            Found::Encoded(encoded) => decode(&encoded).map(Arc::new),
+        }
     }
 
     /// Forgets keys that no request asked for since the last round, at most `most` of them. False:
     /// more are left, and the next call continues the same round.
     pub fn forget_unused(&self, most: usize) -> bool {
-        let unused: Vec<String> = {
-            let bound = self.bound.read();
-            let is_unused = |bound: &Bound| !bound.used.load(Ordering::Relaxed);
-            let unused = bound.by_id.iter().filter(|(_, bound)| is_unused(bound));
-            unused.map(|(id, _)| id.clone()).take(most).collect()
-        };
-        for id in &unused {
-            if self.bound.write().remove(id) {
-                self.store.put_note(&note_key(id), None);
-            }
+        let unused = self.bound.read().unused(most);
+        for key in &unused {
+            let removed = self.bound.write().remove(*key);
+            self.remove_notes(removed);
         }
         if !unused.is_empty() {
             self.changed();
@@ -253,10 +222,32 @@ impl Bindings {
         if unused.len() == most {
             return false;
         }
-        for bound in self.bound.read().by_id.values() {
-            bound.used.store(false, Ordering::Relaxed);
-        }
+        self.bound.read().begin_round();
         true
+    }
+
+    /// Forgets the key of an entry that the store has forgotten, because it had no chunks and no
+    /// request looked it up. The next request for the key asks the coordinator.
+    pub fn forget_entry(&self, entry: &v1::Entry) {
+        let (Some(key), Ok(id)) = (&entry.key, entry.id.parse()) else {
+            return;
+        };
+        if self.store.entry(&id).is_some() {
+            return;
+        }
+        let hash = self.hasher.hash(&key_id(key));
+        let removed = self.bound.write().remove_of(hash, id);
+        if removed.is_some() {
+            self.remove_notes(removed);
+            self.changed();
+        }
+    }
+
+    fn remove_notes(&self, removed: impl IntoIterator<Item = Encoded>) {
+        for bound in removed.into_iter().filter_map(|encoded| decode(&encoded)) {
+            let id = key_id(&bound.entry.key.unwrap_or_default());
+            self.store.put_note(&note_key(&id), None);
+        }
     }
 
     /// The header names that the origin varies on for this key, as far as known.
@@ -324,37 +315,42 @@ impl Bindings {
             entry: Some(entry),
             freshness: Some(freshness),
         };
-        let encoded = binding.encode_to_vec();
-        let bound = self.remember(binding)?;
-        let id = key_id(&bound.entry.key.clone().unwrap_or_default());
-        self.store.put_note(&note_key(&id), Some(&encoded));
+        let encoded = Encoded::from(binding.encode_to_vec());
+        let bound = Arc::new(decode(&encoded)?);
+        let (hash, id) = self.remember(&bound, &encoded)?;
+        let mut map = self.bound.write();
+        map.set_decoded(hash, &encoded, bound.clone());
+        drop(map);
+        self.store.put_note(&note_key(&id), Some(encoded));
         Some(bound)
     }
 
-    fn remember(&self, binding: v1::KeyBinding) -> Option<Arc<Bound>> {
-        let (entry, freshness) = (binding.entry?, binding.freshness.unwrap_or_default());
-        let key = entry.key.clone()?;
-        let id = key_id(&key);
-        self.set_vary(&key, &freshness.vary);
+    fn remember(&self, bound: &Bound, encoded: &Encoded) -> Option<(KeyHash, String)> {
+        let key = bound.entry.key.as_ref()?;
+        let id = key_id(key);
+        self.set_vary(key, &bound.freshness.vary);
         self.negative.remove(&key.source, &id);
         self.unstorable.remove(&key.source, &id);
         self.keepers.remove(&key.source, &id);
-        let bound = Arc::new(Bound::new(entry.id.parse().ok()?, entry, freshness));
+        let hashes = (self.hasher.hash(&id), self.base_hash(key));
         let mut map = self.bound.write();
-        while let Some(victim) = map.victim() {
-            map.remove(&victim);
-            self.store.put_note(&note_key(&victim), None);
-        }
-        map.insert(id, bound.clone());
+        let removed = map.make_room();
+        map.insert(hashes, id.len(), bound.id, encoded.clone());
         drop(map);
+        self.remove_notes(removed);
         self.changed();
-        Some(bound)
+        Some((hashes.0, id))
+    }
+
+    #[allow(clippy::cast_possible_truncation)] // half of it is enough
+    fn base_hash(&self, key: &v1::Key) -> BaseHash {
+        self.hasher.hash(&base_id(key)) as BaseHash
     }
 
     /// Removes the binding: the next request for the key asks again.
     pub fn unbind(&self, key: &v1::Key) {
         let id = key_id(key);
-        if self.bound.write().remove(&id) {
+        if self.bound.write().remove(self.hasher.hash(&id)).is_some() {
             self.store.put_note(&note_key(&id), None);
         }
         self.negative.remove(&key.source, &id);
@@ -370,17 +366,12 @@ impl Bindings {
         let same = |held: &v1::Key, key: &v1::Key| {
             (&held.source, &held.path, &held.query) == (&key.source, &key.path, &key.query)
         };
-        let hit: Vec<v1::Key> = {
-            let bound = self.bound.read();
-            let keys_of = bound
-                .by_id
-                .values()
-                .filter_map(|bound| Some((bound.id, bound.entry.key.clone()?)));
-            keys_of
-                .filter(|(id, held)| entries.contains(id) || keys.iter().any(|key| same(held, key)))
-                .map(|(_, held)| held)
-                .collect()
-        };
+        let bases = keys.iter().map(|key| self.base_hash(key)).collect();
+        let selected = self.bound.read().selected(&bases, &entries);
+        let hit = selected
+            .iter()
+            .filter_map(|encoded| decode(encoded)?.entry.key);
+        let hit: Vec<v1::Key> = hit.collect();
         self.whole
             .forget(|held, _| keys.iter().any(|key| same(held, key)));
         for key in hit.iter().chain(keys) {
@@ -398,19 +389,24 @@ impl Bindings {
         entries: &HashSet<EntryId>,
         soft: bool,
     ) -> u64 {
-        let mut invalidated = self.invalidated.lock();
-        invalidated.add_all();
-        let hit: Vec<Arc<Bound>> = {
-            let bound = self.bound.read();
-            let hit = bound.by_id.values().filter(|bound| {
-                let key = bound.entry.key.as_ref();
-                entries.contains(&bound.id)
-                    || key.is_some_and(|key| purge::selects(selector, key, &bound.fields))
-            });
-            hit.cloned().collect()
-        };
+        // From here on no answer to an older question is bound, so the bindings can be looked
+        // through while other questions go on.
+        self.invalidated.lock().add_all();
+        let all = self.bound.read().all();
+        let hit = all.iter().filter_map(|encoded| decode(encoded));
+        let hit = hit.filter(|bound| {
+            let key = bound.entry.key.as_ref();
+            entries.contains(&bound.id)
+                || key.is_some_and(|key| purge::selects(selector, key, &bound.fields))
+        });
         for bound in hit {
-            if soft {
+            let Some(key) = &bound.entry.key else {
+                continue;
+            };
+            let _no_other_finding = self.invalidated.lock();
+            if !soft {
+                self.unbind(key);
+            } else if self.peek(key).is_some_and(|held| held.id == bound.id) {
                 let fresh_until_ms = bound.freshness.fresh_until_ms.min(now_ms());
                 let freshness = v1::Freshness {
                     fresh_until_ms,
@@ -418,8 +414,6 @@ impl Bindings {
                     ..bound.freshness.clone()
                 };
                 self.bind(bound.entry.clone(), freshness);
-            } else if let Some(key) = &bound.entry.key {
-                self.unbind(key);
             }
         }
         // Only their hashes are known, so all of the source are forgotten: each costs one question.
@@ -439,16 +433,15 @@ impl Bindings {
         // These are few, and do not record their base URL.
         self.whole.forget(|_, _| true);
         self.keepers.forget("");
-        let foreign: Vec<v1::Key> = {
-            let bound = self.bound.read();
-            let keys = bound.by_id.values().filter_map(|bound| {
-                let key = bound.entry.key.clone()?;
-                let base_url = base_url_of(&key.source);
-                let is_ours = base_url.is_some_and(|base_url| belongs_to(&bound.entry, &base_url));
-                (!is_ours).then_some(key)
-            });
-            keys.collect()
-        };
+        let all = self.bound.read().all();
+        let bound = all.iter().filter_map(|encoded| decode(encoded));
+        let foreign = bound.filter_map(|bound| {
+            let key = bound.entry.key.clone()?;
+            let base_url = base_url_of(&key.source);
+            let is_ours = base_url.is_some_and(|base_url| belongs_to(&bound.entry, &base_url));
+            (!is_ours).then_some(key)
+        });
+        let foreign: Vec<v1::Key> = foreign.collect();
         let mut invalidated = self.invalidated.lock();
         for key in &foreign {
             invalidated.add(key);

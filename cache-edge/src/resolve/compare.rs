@@ -28,7 +28,7 @@ impl Comparison {
         status: StatusCode,
         headers: &HeaderMap,
     ) -> Option<Self> {
-        let offset = answer::offset_in(status, headers, file.description())?;
+        let offset = answer::offset_in(status, headers, &file.description())?;
         Some(Self {
             file,
             counters,

@@ -7,6 +7,7 @@
 mod ailing;
 mod asked_by_cluster;
 pub mod bindings;
+mod bound_map;
 pub mod compare;
 pub mod directory;
 mod keeper;

@@ -531,7 +531,7 @@ impl Objects for EdgeObjects {
                             validated_at_ms: file.description().created_at_ms,
                             ..v1::Freshness::default()
                         };
-                        Bound::new(id, file.description().clone(), freshness)
+                        Bound::new(id, file.description(), freshness)
                     }
                     None => {
                         let binding = parts

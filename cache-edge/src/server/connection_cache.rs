@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use chunkcache_proto::v1;
 use http::{HeaderMap, HeaderValue, request::Parts};
 use parking_lot::Mutex;
 
@@ -23,6 +24,7 @@ const MAX_SPARE_FIELDS: usize = 64;
 /// A resolved object, and its head.
 pub(super) struct CachedResolution<R> {
     pub entry: Arc<EntryFile>,
+    pub description: v1::Entry,
     pub freshness: Freshness,
     pub readers: Arc<R>,
     pub head: ResponseFields,
@@ -39,8 +41,9 @@ impl<R> CachedResolution<R> {
         let description = object.entry.description();
         Self {
             sent: metrics.sent.of(object.entry.source()),
-            head: ResponseFields::of(description, &object.cache_control, &fields),
+            head: ResponseFields::of(&description, &object.cache_control, &fields),
             entry: object.entry,
+            description,
             freshness: object.freshness,
             readers: Arc::new(object.readers),
             age_seconds: object.age_seconds,

@@ -320,7 +320,7 @@ async fn answer_object<O: OpenReader>(
     began: Instant,
 ) -> Result<Response<EdgeBody>, Failure> {
     let freshness = object.freshness;
-    let description = object.entry.description();
+    let description = &object.description;
     let size = object.entry.geometry().size();
 
     let validators = response::validators(description, age_seconds);

@@ -228,8 +228,7 @@ pub(super) fn follow_manifests<O: Objects>(
 ) {
     let path = path_of(server, request);
     let manifests = &server.next_objects.manifests;
-    let description = object.entry.description();
-    if is_manifest(path, Some(&description.content_type)) {
+    if is_manifest(path, Some(&object.description.content_type)) {
         let size = object.entry.geometry().size();
         let version = manifests.version(object.entry.id());
         let Some(path) = manifests::asked_for(path).filter(|_| size <= MAX_TEXT_BYTES as u64)

@@ -14,6 +14,9 @@ use crate::journal_record::{EntryNumber, FileNaming, Record, stored_records};
 /// Numbers reserved at a time: more than the entries created between two groups.
 const NUMBERS: EntryNumber = 1 << 16;
 
+/// Notes by key. The values are shared with the edge, which has most of them in use.
+pub(super) type Notes = BTreeMap<Vec<u8>, Arc<[u8]>>;
+
 #[derive(Default)]
 pub(super) struct Catalog {
     by_id: HashMap<EntryId, Arc<EntryFile>>,
@@ -22,7 +25,7 @@ pub(super) struct Catalog {
     /// The journal says that numbers below this one may be in use: the next process uses higher
     /// ones, so it never meets a file of an unrecorded entry.
     numbers_below: EntryNumber,
-    notes: BTreeMap<Vec<u8>, Vec<u8>>,
+    notes: Notes,
     /// Total size of all keys and values.
     notes_bytes: u64,
 }
@@ -36,7 +39,7 @@ impl Catalog {
         self.by_number.get(&number)
     }
 
-    pub fn notes(&self) -> &BTreeMap<Vec<u8>, Vec<u8>> {
+    pub fn notes(&self) -> &Notes {
         &self.notes
     }
 
@@ -45,13 +48,14 @@ impl Catalog {
     }
 
     /// Sets a note. False: it had this value already.
-    pub fn set_note(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) -> bool {
-        let len = |value: Option<&Vec<u8>>, key: usize| value.map_or(0, |it| key + it.len()) as u64;
+    pub fn set_note(&mut self, key: Vec<u8>, value: Option<Arc<[u8]>>) -> bool {
+        let len =
+            |value: Option<&Arc<[u8]>>, key: usize| value.map_or(0, |it| key + it.len()) as u64;
         let (key_len, new_len) = (key.len(), len(value.as_ref(), key.len()));
         let (before, is_same) = match value {
             Some(value) => {
-                let before = self.notes.insert(key.clone(), value);
-                let is_same = before.as_ref() == self.notes.get(&key);
+                let is_same = self.notes.get(&key) == Some(&value);
+                let before = self.notes.insert(key, value);
                 (before, is_same)
             }
             None => {
@@ -200,7 +204,7 @@ impl Catalog {
                 }
             }
             Record::Note { key, value } => {
-                self.set_note(key, Some(value));
+                self.set_note(key, Some(value.into()));
             }
             Record::NoteRemoved { key } => {
                 self.set_note(key, None);
@@ -218,7 +222,7 @@ pub(super) fn decode_description(bytes: &[u8]) -> Option<(v1::Entry, EntryId, Ge
 }
 
 pub(super) fn describe(entry: &EntryFile) -> Record {
-    let mut description = entry.description().clone();
+    let mut description = entry.description();
     description.pinned = entry.is_pinned();
     Record::Entry {
         number: entry.number(),
@@ -231,11 +235,12 @@ pub(super) fn describe(entry: &EntryFile) -> Record {
 /// chunks become durable and removals are recorded only under it.
 pub(super) fn snapshot(
     entries: &[Arc<EntryFile>],
-    notes: BTreeMap<Vec<u8>, Vec<u8>>,
+    notes: Notes,
 ) -> impl Iterator<Item = Record> + '_ {
-    let notes = notes
-        .into_iter()
-        .map(|(key, value)| Record::Note { key, value });
+    let notes = notes.into_iter().map(|(key, value)| Record::Note {
+        key,
+        value: value.to_vec(),
+    });
     let entries = entries
         .iter()
         .filter(|entry| !entry.is_removed())

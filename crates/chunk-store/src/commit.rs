@@ -54,7 +54,7 @@ struct Group {
 struct Changes {
     /// Entries to be described again.
     entries: BTreeMap<EntryNumber, Arc<EntryFile>>,
-    notes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    notes: BTreeMap<Vec<u8>, Option<Arc<[u8]>>>,
     /// Withdrawn chunks.
     removed: Vec<(Arc<EntryFile>, Vec<ChunkIndex>)>,
     /// Kept until they are recorded: a file is removed with its last handle.
@@ -92,7 +92,7 @@ impl CommitQueue {
         self.put(|group| drop(group.changes.entries.insert(entry.number(), entry)));
     }
 
-    pub fn note(&self, key: Vec<u8>, value: Option<Vec<u8>>) {
+    pub fn note(&self, key: Vec<u8>, value: Option<Arc<[u8]>>) {
         self.put(|group| drop(group.changes.notes.insert(key, value)));
     }
 
@@ -348,10 +348,10 @@ fn frames(
         .filter(|entry| !entry.is_removed())
         .for_each(|entry| encode(describe(entry)));
     for (key, value) in &changes.notes {
-        encode(match value.clone() {
+        encode(match value {
             Some(value) => Record::Note {
                 key: key.clone(),
-                value,
+                value: value.to_vec(),
             },
             None => Record::NoteRemoved { key: key.clone() },
         });

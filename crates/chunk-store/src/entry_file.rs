@@ -21,6 +21,7 @@ use chunkcache_proto::{
     v1,
 };
 use parking_lot::Mutex;
+use prost::Message;
 
 use super::{
     StoreError,
@@ -46,7 +47,8 @@ pub struct EntryFile {
     number: EntryNumber,
     id: EntryId,
     geometry: Geometry,
-    description: v1::Entry,
+    /// Encoded: an edge has many entries and seldom needs what is said of them.
+    description: Box<[u8]>,
     pinned: AtomicBool,
     /// Its records are gone; the file is removed with the last handle.
     removed: AtomicBool,
@@ -94,7 +96,7 @@ impl EntryFile {
             id,
             geometry,
             pinned: AtomicBool::new(description.pinned),
-            description,
+            description: description.encode_to_vec().into(),
             removed: AtomicBool::new(false),
             table: ChunkTable::new(geometry.chunk_count()),
             blocks: Mutex::default(),
@@ -123,15 +125,15 @@ impl EntryFile {
 
     /// The description as first given; [`is_pinned`](Self::is_pinned) is the part that changes.
     #[must_use]
-    pub fn description(&self) -> &v1::Entry {
-        &self.description
+    pub fn description(&self) -> v1::Entry {
+        // It was encoded by `new`, so it can be decoded.
+        v1::Entry::decode(&*self.description).unwrap_or_default()
     }
 
     /// The name of its source; empty if it has no key.
     #[must_use]
     pub fn source(&self) -> &str {
-        let key = self.description.key.as_ref();
-        key.map_or("", |key| key.source.as_str())
+        self.space.name()
     }
 
     /// Pins the entry: it is evicted only when nothing else is left. Recorded with the next group.

@@ -74,6 +74,7 @@ pub(super) fn forget(shared: &Shared, now: Instant) -> bool {
             is_free && !is_wanted
         };
         if is_forgotten {
+            shared.forgotten.send(entry.description());
             shared.queue.entry_removed(entry);
         } else if entry.table().is_empty() {
             shared.idle.put(&entry);

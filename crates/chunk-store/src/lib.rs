@@ -45,6 +45,7 @@ mod verify;
 use std::{
     collections::HashMap,
     fs, io,
+    ops::Bound,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
@@ -272,31 +273,33 @@ impl Store {
     /// Sets a small durable note for the edge (sources, key bindings, peer keys), which survives a
     /// restart without a coordinator. Synced with the next group; a crash loses at most the notes
     /// since then.
-    pub fn put_note(&self, key: &[u8], value: Option<&[u8]>) {
-        if key.len() + value.map_or(0, <[u8]>::len) > MAX_NOTE_BYTES {
-            tracing::error!(
-                bytes = value.map_or(0, <[u8]>::len),
-                "a note is too long and is not kept"
-            );
+    pub fn put_note(&self, key: &[u8], value: Option<Arc<[u8]>>) {
+        let value_bytes = value.as_ref().map_or(0, |value| value.len());
+        if key.len() + value_bytes > MAX_NOTE_BYTES {
+            tracing::error!(bytes = value_bytes, "a note is too long and is not kept");
             return;
         }
         let mut catalog = self.shared().catalog.write();
-        let changed = catalog.set_note(key.to_vec(), value.map(<[u8]>::to_vec));
         // Inside the lock, so that the queue has the same order as memory.
-        if changed {
-            self.shared()
-                .queue
-                .note(key.to_vec(), value.map(<[u8]>::to_vec));
+        if catalog.set_note(key.to_vec(), value.clone()) {
+            self.shared().queue.note(key.to_vec(), value);
         }
     }
 
+    /// The note of this key.
     #[must_use]
-    pub fn notes(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
-        self.shared()
-            .catalog
-            .read()
-            .notes()
-            .iter()
+    pub fn note(&self, key: &[u8]) -> Option<Arc<[u8]>> {
+        self.shared().catalog.read().notes().get(key).cloned()
+    }
+
+    /// The notes whose keys begin with `prefix`, by key.
+    #[must_use]
+    pub fn notes(&self, prefix: &[u8]) -> Vec<(Vec<u8>, Arc<[u8]>)> {
+        let catalog = self.shared().catalog.read();
+        let from = (Bound::Included(prefix), Bound::Unbounded);
+        let following = catalog.notes().range::<[u8], _>(from);
+        let notes = following.take_while(|(key, _)| key.starts_with(prefix));
+        notes
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect()
     }
@@ -389,6 +392,13 @@ impl Store {
     #[must_use]
     pub fn take_corrupt(&self) -> tokio::sync::mpsc::UnboundedReceiver<Victims> {
         self.shared().lost.take()
+    }
+
+    /// Descriptions of entries that were forgotten, because they had no chunks and no request
+    /// looked them up.
+    #[must_use]
+    pub fn take_forgotten(&self) -> tokio::sync::mpsc::UnboundedReceiver<v1::Entry> {
+        self.shared().forgotten.take()
     }
 
     #[must_use]

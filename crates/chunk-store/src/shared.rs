@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use chunkcache_proto::{ChunkIndex, EntryId};
+use chunkcache_proto::{ChunkIndex, EntryId, v1};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc};
 use uuid::Uuid;
@@ -58,6 +58,7 @@ pub(super) struct Shared {
     pub durable_chunks: AtomicU64,
     pub durable: Channel<Durable>,
     pub lost: Channel<Victims>,
+    pub forgotten: Channel<v1::Entry>,
     pub stopping: AtomicBool,
     /// Coarse time for the eviction policy, advanced by the maintenance thread.
     tick: AtomicU16,
@@ -103,6 +104,7 @@ impl Shared {
             durable_chunks: AtomicU64::new(0),
             durable: Channel::new(),
             lost: Channel::new(),
+            forgotten: Channel::new(),
             stopping: AtomicBool::new(false),
             tick: AtomicU16::new(0),
         }
@@ -150,7 +152,7 @@ impl Shared {
 }
 
 /// A channel whose receiver is taken once. Unbounded, but never has more items than there are
-/// chunks.
+/// chunks or entries.
 pub(super) struct Channel<T> {
     sender: mpsc::UnboundedSender<T>,
     receiver: Mutex<Option<mpsc::UnboundedReceiver<T>>>,

@@ -26,8 +26,7 @@ impl Downloads {
     /// Whether the entry's origin has limits, which apply to the whole cluster.
     #[must_use]
     pub fn is_limited(&self, file: &EntryFile) -> bool {
-        let key = file.description().key.as_ref();
-        let source = key.and_then(|key| self.0.fetcher.catalogue.get(&key.source));
+        let source = self.0.fetcher.catalogue.get(file.source());
         source.is_some_and(|source| source.is_limited())
     }
 

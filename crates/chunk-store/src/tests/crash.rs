@@ -128,7 +128,7 @@ impl Run {
                 let shared = self.store.shared();
                 let _ = shared.spares.refill(&*shared.disk);
             }
-            Op::Note(value) => self.store.put_note(b"note", Some(&[value])),
+            Op::Note(value) => self.store.put_note(b"note", Some([value].into())),
         }
         while let Ok(Durable { entry, chunks }) = self.durable.try_recv() {
             self.promised

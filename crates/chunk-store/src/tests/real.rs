@@ -30,8 +30,8 @@ fn what_is_durable_is_there_after_a_restart() {
         assert!(entry.is_present(5) && entry.is_verified(5) && !entry.is_present(1));
         assert_eq!(entry.first_missing(3, 9), Some(4));
         await_durable(&mut durable, 3);
-        store.put_note(b"a", Some(b"1"));
-        store.put_note(b"b", Some(b"2"));
+        store.put_note(b"a", Some(b"1".as_slice().into()));
+        store.put_note(b"b", Some(b"2".as_slice().into()));
         store.put_note(b"a", None);
         store.close();
         (entry.id(), store.digest(&entry.id()), store.store_id())
@@ -39,7 +39,11 @@ fn what_is_durable_is_there_after_a_restart() {
     // Without threads, because the scrub would check one of them by itself.
     let store = open_stepped(options(dir.path()));
     assert_eq!(store.store_id(), store_id);
-    assert_eq!(store.notes(), [(b"b".to_vec(), b"2".to_vec())]);
+    assert_eq!(store.notes(b""), [(b"b".to_vec(), b"2".as_slice().into())]);
+    assert_eq!(store.notes(b"b"), store.notes(b""));
+    assert_eq!(store.notes(b"c"), []);
+    assert_eq!(store.note(b"b"), Some(b"2".as_slice().into()));
+    assert_eq!(store.note(b"a"), None);
     let entry = store.entry(&id).unwrap();
     assert_eq!(store.digest(&id), digest);
     assert_eq!(digest.chunk_count, 3);
