@@ -6,8 +6,6 @@
 
 use std::{
     collections::HashMap,
-    io,
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -15,13 +13,15 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use http::Uri;
-use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::client::legacy::connect::Connected;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tower_service::Service;
 
-use super::quota::ConnectionPermit;
+use super::{
+    marked_stream::{Mark, MarkedStream},
+    quota::ConnectionPermit,
+};
 
 /// Closing takes microseconds, or milliseconds on a busy machine. A connection that hangs is not
 /// waited for any longer than this.
@@ -134,11 +134,9 @@ pub struct Counting<C> {
     pub connections: Connections,
 }
 
-/// A connection that is counted.
+/// Counts a connection until it is closed.
 #[derive(Debug)]
-pub struct TrackedStream<T> {
-    // Declared first, so that it is dropped, and closed, before it is uncounted.
-    stream: T,
+pub struct Tracking {
     _counted: CountedStream,
     closing: Closing,
 }
@@ -183,7 +181,7 @@ where
     C::Future: Send + 'static,
     C::Response: Send,
 {
-    type Response = TrackedStream<C::Response>;
+    type Response = MarkedStream<C::Response, Tracking>;
     type Error = C::Error;
     type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
 
@@ -195,58 +193,19 @@ where
         let counted = self.connections.count(&uri, Kind::Open);
         let connecting = self.inner.call(uri);
         Box::pin(async move {
-            Ok(TrackedStream {
-                stream: connecting.await?,
+            let mark = Tracking {
                 _counted: counted,
                 closing: Closing::default(),
-            })
+            };
+            let stream = connecting.await?;
+            Ok(MarkedStream { stream, mark })
         })
     }
 }
 
-impl<T: Connection> Connection for TrackedStream<T> {
-    fn connected(&self) -> Connected {
-        self.stream.connected().extra(self.closing.0.clone())
-    }
-}
-
-impl<T: Read + Unpin> Read for TrackedStream<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl<T: Write + Unpin> Write for TrackedStream<T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffers: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, buffers)
+impl Mark for Tracking {
+    fn mark(&self, connected: Connected) -> Connected {
+        connected.extra(self.closing.0.clone())
     }
 }
 

@@ -14,6 +14,7 @@ pub mod health;
 pub mod hedging;
 pub mod link;
 pub mod loops;
+mod marked_stream;
 mod origin;
 pub mod peer;
 pub mod peer_blocks;

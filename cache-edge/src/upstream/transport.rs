@@ -1,9 +1,7 @@
 //! How requests reach a server: the address, the proxy and the TLS settings.
 
 use std::{
-    io,
     net::IpAddr,
-    pin::Pin,
     sync::{Arc, LazyLock},
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -13,16 +11,13 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{HeaderValue, Request, Response, Uri, header, uri::Authority};
 use http_body_util::Empty;
-use hyper::{
-    body::Incoming,
-    rt::{Read, ReadBufCursor, Write},
-};
+use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::{
         legacy::{
             Client as HyperClient, Error as ClientError,
-            connect::{Connected, Connection, HttpConnector, capture_connection, proxy::Tunnel},
+            connect::{Connected, HttpConnector, capture_connection, proxy::Tunnel},
         },
         proxy::matcher::{Intercept, Matcher},
     },
@@ -31,7 +26,10 @@ use hyper_util::{
 use tokio::net::TcpStream;
 use tower_service::Service;
 
-use super::connections::{Connections, CountedStream, Counting};
+use super::{
+    connections::{Connections, CountedStream, Counting},
+    marked_stream::{Mark, MarkedStream},
+};
 
 /// Idle connections kept to one host; most origins would close further ones.
 const IDLE_PER_HOST: usize = 8;
@@ -215,9 +213,9 @@ struct Dialer {
 }
 
 impl Service<Uri> for Dialer {
-    type Response = Dialed;
+    type Response = MarkedStream<TokioIo<TcpStream>, Dialed>;
     type Error = ConnectError;
-    type Future = BoxFuture<'static, Result<Dialed, ConnectError>>;
+    type Future = BoxFuture<'static, Result<Self::Response, ConnectError>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
         Service::<Uri>::poll_ready(&mut self.tcp, context).map_err(Into::into)
@@ -228,10 +226,10 @@ impl Service<Uri> for Dialer {
         let mut tcp = self.tcp.clone();
         let proxy = self.dialing.proxy.intercept(&target);
         Box::pin(async move {
-            let dialed = |io, is_proxied| Dialed {
-                io,
-                is_proxied,
-                since: Since(Instant::now()),
+            let dialed = |stream, is_proxied| {
+                let since = Since(Instant::now());
+                let mark = Dialed { is_proxied, since };
+                MarkedStream { stream, mark }
             };
             let Some(proxy) = proxy else {
                 return Ok(dialed(tcp.call(target).await?, false));
@@ -248,58 +246,16 @@ impl Service<Uri> for Dialer {
     }
 }
 
-/// A connection to a server or a proxy.
+/// How a connection was made.
 struct Dialed {
-    io: TokioIo<TcpStream>,
     /// The connection goes to a proxy, so requests contain their server's name.
     is_proxied: bool,
     since: Since,
 }
 
-impl Connection for Dialed {
-    fn connected(&self) -> Connected {
-        let connected = self.io.connected().proxy(self.is_proxied);
-        connected.extra(self.since)
-    }
-}
-
-impl Read for Dialed {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(context, buffer)
-    }
-}
-
-impl Write for Dialed {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(context)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffers: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(context, buffers)
+impl Mark for Dialed {
+    fn mark(&self, connected: Connected) -> Connected {
+        connected.proxy(self.is_proxied).extra(self.since)
     }
 }
 
