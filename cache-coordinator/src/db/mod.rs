@@ -40,7 +40,8 @@ pub use purges::{MAX_PURGES, PendingPurge, PurgeRecord};
 pub use status::{ClusterSnapshot, EntrySnapshot, Totals};
 pub use writer::{Committed, Pending, Writer};
 
-/// Whether some row may hold these texts: PostgreSQL stores no zero byte, and refuses to look for one.
+/// Whether some row may hold these texts: PostgreSQL stores no zero byte, and refuses to look for
+/// one.
 fn may_exist(texts: &[&str]) -> bool {
     !texts.iter().any(|text| text.contains('\0'))
 }

@@ -97,7 +97,7 @@ async fn an_edge_can_always_be_told_all_sources() {
         .await
         .unwrap();
     assert_eq!(listed.get_ref().sources.len(), count);
-    // What is there can be changed, and one that takes less makes room for another.
+    // Present sources can be changed, and one that takes less makes room for another.
     client.put_source(put(0, 1)).await.unwrap();
     client.put_source(put(count, TEXT)).await.unwrap();
     assert!(client.put_source(put(0, TEXT)).await.is_err());
@@ -140,7 +140,7 @@ async fn watchers_that_do_not_read_keep_little_waiting() {
     }
 }
 
-/// Of this process, in which the coordinator runs.
+/// The memory of this process, in which the coordinator runs.
 fn resident_bytes() -> usize {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
     let resident: usize = pages.split(' ').nth(1).unwrap().parse().unwrap();

@@ -29,8 +29,8 @@ const FRAMES: usize = 8;
 /// How long an origin that refuses temporarily is retried while the client's request is held.
 const REFUSALS_FOR: Duration = Duration::from_secs(2);
 
-/// RFC 9110, 7.6.1, the fields that this edge sets itself, and `Alt-Svc`, which names other ports of
-/// the origin's host: clients would look for them at this edge.
+/// RFC 9110, 7.6.1, the fields that this edge sets itself, and `Alt-Svc`, which names other ports
+/// of the origin's host: clients would look for them at this edge.
 const NOT_PASSED_ON: [HeaderName; 9] = [
     header::ALT_SVC,
     header::CONNECTION,

@@ -9,7 +9,7 @@ use std::{
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 
-/// What a connection tells about itself.
+/// Information about a connection.
 pub trait Mark {
     fn mark(&self, connected: Connected) -> Connected;
 }

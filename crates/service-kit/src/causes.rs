@@ -23,15 +23,15 @@ mod tests {
 
     #[derive(Debug, thiserror::Error)]
     #[error("{0}")]
-    struct Told(&'static str, #[source] Option<Box<Told>>);
+    struct Failure(&'static str, #[source] Option<Box<Failure>>);
 
     #[test]
     fn a_cause_is_told_once() {
-        let alert = Told("received fatal alert: CertificateExpired", None);
-        let broken = Told("transport error", Some(Box::new(alert)));
-        let error = Told("transport error", Some(Box::new(broken)));
+        let alert = Failure("received fatal alert: CertificateExpired", None);
+        let broken = Failure("transport error", Some(Box::new(alert)));
+        let error = Failure("transport error", Some(Box::new(broken)));
         let expected = "Unknown: transport error: received fatal alert: CertificateExpired";
         assert_eq!(with_causes("Unknown: transport error", &error), expected);
-        assert_eq!(with_causes("x", &Told("y", None)), "x");
+        assert_eq!(with_causes("x", &Failure("y", None)), "x");
     }
 }
