@@ -17,7 +17,7 @@ use parking_lot::{Mutex, RwLock};
 use prost::Message;
 
 use super::{
-    bound_map::{BaseHash, BoundMap, Encoded, Found, KeyHash, decode},
+    bound_map::{BaseHash, BindingForm, BoundMap, Encoded, KeyHash, decode},
     short_memory::{KeyHasher, ShortMemory},
     whole_store::WholeAnswers,
 };
@@ -188,8 +188,8 @@ impl Bindings {
             bound.get(hash)?
         };
         match found {
-            Found::Decoded(bound) => Some(bound),
-            Found::Encoded(encoded) => {
+            BindingForm::Decoded(bound) => Some(bound),
+            BindingForm::Encoded(encoded) => {
                 let bound = Arc::new(decode(&encoded)?);
                 let mut map = self.bound.write();
                 map.set_decoded(hash, &encoded, bound.clone());
@@ -203,8 +203,8 @@ impl Bindings {
     pub fn peek(&self, key: &v1::Key) -> Option<Arc<Bound>> {
         let found = self.bound.read().get(self.hasher.hash(&key_id(key)))?;
         match found {
-            Found::Decoded(bound) => Some(bound),
-            Found::Encoded(encoded) => decode(&encoded).map(Arc::new),
+            BindingForm::Decoded(bound) => Some(bound),
+            BindingForm::Encoded(encoded) => decode(&encoded).map(Arc::new),
         }
     }
 

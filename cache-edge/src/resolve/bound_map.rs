@@ -33,7 +33,7 @@ pub(super) type BaseHash = u64;
 /// An encoded [`v1::KeyBinding`].
 pub(super) type Encoded = Arc<[u8]>;
 
-struct Kept {
+struct StoredBinding {
     id: EntryId,
     base: BaseHash,
     encoded: Encoded,
@@ -46,14 +46,14 @@ struct Kept {
 /// See the module.
 #[derive(Default)]
 pub(super) struct BoundMap {
-    by_key: HashMap<KeyHash, Kept>,
+    by_key: HashMap<KeyHash, StoredBinding>,
     bytes: usize,
     /// Those with a decoded form, the oldest first, and some that had one.
     decoded: VecDeque<KeyHash>,
 }
 
-/// A binding that was found.
-pub(super) enum Found {
+/// A binding, as the map has it.
+pub(super) enum BindingForm {
     Decoded(Arc<Bound>),
     Encoded(Encoded),
 }
@@ -63,11 +63,11 @@ impl BoundMap {
         self.by_key.len()
     }
 
-    pub fn get(&self, key: KeyHash) -> Option<Found> {
+    pub fn get(&self, key: KeyHash) -> Option<BindingForm> {
         let kept = self.by_key.get(&key)?;
         Some(match &kept.decoded {
-            Some(bound) => Found::Decoded(bound.clone()),
-            None => Found::Encoded(kept.encoded.clone()),
+            Some(bound) => BindingForm::Decoded(bound.clone()),
+            None => BindingForm::Encoded(kept.encoded.clone()),
         })
     }
 
@@ -92,7 +92,7 @@ impl BoundMap {
         self.bytes += bytes;
         self.by_key.insert(
             key,
-            Kept {
+            StoredBinding {
                 id,
                 base,
                 encoded,
@@ -216,11 +216,11 @@ mod tests {
         let count = MAX_DECODED as u128 + 10;
         for number in 0..count {
             let encoded = put(&mut map, number, 10);
-            assert!(matches!(map.get(number), Some(Found::Encoded(_))));
+            assert!(matches!(map.get(number), Some(BindingForm::Encoded(_))));
             let bound = Arc::new(decode(&encoded).unwrap());
             map.set_decoded(number, &encoded, bound);
         }
-        let is_decoded = |number| matches!(map.get(number), Some(Found::Decoded(_)));
+        let is_decoded = |number| matches!(map.get(number), Some(BindingForm::Decoded(_)));
         assert_eq!(
             (0..count).filter(|number| is_decoded(*number)).count(),
             MAX_DECODED
@@ -235,7 +235,7 @@ mod tests {
         let before = put(&mut map, 1, 10);
         put(&mut map, 1, 20);
         map.set_decoded(1, &before, Arc::new(decode(&before).unwrap()));
-        let Some(Found::Encoded(now)) = map.get(1) else {
+        let Some(BindingForm::Encoded(now)) = map.get(1) else {
             panic!("the older form is kept")
         };
         assert_eq!(decode(&now).unwrap().entry.key.unwrap().path.len(), 20);
