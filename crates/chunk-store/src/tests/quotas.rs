@@ -61,9 +61,9 @@ fn a_source_stays_below_its_quota_at_its_own_cost() {
     assert_eq!(evict(&store, 0), [], "and not again");
 }
 
-/// The part of a small disk, or of a small quota, that is kept free may be less than one chunk. Then
-/// a chunk that finds no space makes some; otherwise nothing new would ever be stored (DingoCache
-/// 83).
+/// The part of a small disk, or of a small quota, that is kept free may be less than one chunk.
+/// Then a chunk that finds no space makes some; otherwise nothing new would ever be stored
+/// (DingoCache 83).
 #[test]
 fn a_refused_chunk_makes_space_however_small_the_space_is() {
     let half = CHUNK / 2;
