@@ -24,8 +24,9 @@ PROCESSES = 2
 #: believes those.
 CONNECTIONS = 4
 HOSTILE_CONNECTIONS = 64
-#: The space of the store: 65,536 small objects.
-STORE = "256MiB"
+#: The space of the store: some 32,000 small objects.
+STORE = "128MiB"
+SMALL_BYTES = 4096
 #: Requests per second of another client for one cached object.
 PROBES = 50
 IDLE_SECONDS = 10
@@ -40,8 +41,8 @@ CACHED = 'ETag: "one"\r\nCache-Control: max-age=3600\r\n' + LAST_WEEK
 
 def answer_of(kind, method):
     """Head and body of the origin's answer."""
-    body = b"x" * 100
-    status, fields, length = "200 OK", CACHED, "100"
+    body = b"x" * SMALL_BYTES
+    status, fields, length = "200 OK", CACHED, str(SMALL_BYTES)
     if kind == "m":
         status, fields = "404 Not Found", ""
     elif kind == "n":

@@ -18,7 +18,7 @@ use super::{entry_file::EntryFile, journal_record::EntryNumber, shared::Shared};
 /// this time.
 const MAX_AGE: Duration = Duration::from_secs(240);
 /// Beyond this number, entries are forgotten at once, the oldest first.
-const MAX_ENTRIES: usize = 50_000;
+const MAX_ENTRIES: usize = 20_000;
 /// Entries examined in one step, to keep the step short.
 const BATCH: usize = 2_000;
 
