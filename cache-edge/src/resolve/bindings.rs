@@ -17,7 +17,7 @@ use parking_lot::{Mutex, RwLock};
 use prost::Message;
 
 use super::{
-    bound_map::{BaseHash, BindingForm, BoundMap, Encoded, KeyHash, decode},
+    bound_map::{BaseHash, BindingForm, BoundMap, Encoded, decode},
     short_memory::{KeyHasher, ShortMemory},
     whole_store::WholeAnswers,
 };
@@ -156,7 +156,7 @@ impl Bindings {
         };
         for (_, note) in bindings.store.notes(NOTE_PREFIX) {
             if let Some(bound) = decode(&note) {
-                bindings.remember(&bound, &note);
+                bindings.remember(&Arc::new(bound), &note, false);
             }
         }
         bindings
@@ -213,8 +213,8 @@ impl Bindings {
     pub fn forget_unused(&self, most: usize) -> bool {
         let unused = self.bound.read().unused(most);
         for key in &unused {
-            let removed = self.bound.write().remove(*key);
-            self.remove_notes(removed);
+            let mut map = self.bound.write();
+            self.remove_notes(map.remove(*key));
         }
         if !unused.is_empty() {
             self.changed();
@@ -236,9 +236,11 @@ impl Bindings {
             return;
         }
         let hash = self.hasher.hash(&key_id(key));
-        let removed = self.bound.write().remove_of(hash, id);
+        let mut map = self.bound.write();
+        let removed = map.remove_of(hash, id);
         if removed.is_some() {
             self.remove_notes(removed);
+            drop(map);
             self.changed();
         }
     }
@@ -317,15 +319,13 @@ impl Bindings {
         };
         let encoded = Encoded::from(binding.encode_to_vec());
         let bound = Arc::new(decode(&encoded)?);
-        let (hash, id) = self.remember(&bound, &encoded)?;
-        let mut map = self.bound.write();
-        map.set_decoded(hash, &encoded, bound.clone());
-        drop(map);
-        self.store.put_note(&note_key(&id), Some(encoded));
+        self.remember(&bound, &encoded, true)?;
         Some(bound)
     }
 
-    fn remember(&self, bound: &Bound, encoded: &Encoded) -> Option<(KeyHash, String)> {
+    /// `is_new`: there is no note of it yet. The map is locked until the note is set, so that both
+    /// always agree.
+    fn remember(&self, bound: &Arc<Bound>, encoded: &Encoded, is_new: bool) -> Option<()> {
         let key = bound.entry.key.as_ref()?;
         let id = key_id(key);
         self.set_vary(key, &bound.freshness.vary);
@@ -335,11 +335,15 @@ impl Bindings {
         let hashes = (self.hasher.hash(&id), self.base_hash(key));
         let mut map = self.bound.write();
         let removed = map.make_room();
-        map.insert(hashes, id.len(), bound.id, encoded.clone());
-        drop(map);
         self.remove_notes(removed);
+        map.insert(hashes, id.len(), bound.id, encoded.clone());
+        if is_new {
+            map.set_decoded(hashes.0, encoded, bound.clone());
+            self.store.put_note(&note_key(&id), Some(encoded.clone()));
+        }
+        drop(map);
         self.changed();
-        Some((hashes.0, id))
+        Some(())
     }
 
     #[allow(clippy::cast_possible_truncation)] // half of it is enough
@@ -350,9 +354,11 @@ impl Bindings {
     /// Removes the binding: the next request for the key asks again.
     pub fn unbind(&self, key: &v1::Key) {
         let id = key_id(key);
-        if self.bound.write().remove(self.hasher.hash(&id)).is_some() {
+        let mut map = self.bound.write();
+        if map.remove(self.hasher.hash(&id)).is_some() {
             self.store.put_note(&note_key(&id), None);
         }
+        drop(map);
         self.negative.remove(&key.source, &id);
         self.unstorable.remove(&key.source, &id);
         self.keepers.remove(&key.source, &id);
