@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use chunkcache_tests::http::Call;
 use chunkcache_tests::{CHUNK, Cluster, ClusterOptions, MIB, Object, content, eventually};
 
+/// As much as the kernel may take of a body that nobody reads, at most.
+const SOCKET: u64 = 4 * MIB;
 const ROOM: u64 = 64 * MIB;
 const SOON: Duration = Duration::from_secs(30);
 /// An eviction, and the fetch for which it makes space, take less than this.
@@ -49,8 +51,12 @@ fn a_fill_ends_where_the_disk_does_and_goes_on_when_there_is_room() {
             .expect(206);
     }
     let sent = at_rest(&cluster, &["/one.mp4", "/two.mp4"]);
-    // Each of the begun requests may have been cut; nothing was fetched only to be evicted.
-    assert!(sent <= ROOM + 2 * CHUNK, "{sent} bytes for {ROOM}");
+    // Each of the begun requests may have been cut; nothing was fetched only to be evicted. What
+    // waited in their sockets, the origin has sent, too: it is more on a slow machine.
+    assert!(
+        sent <= ROOM + 2 * (CHUNK + SOCKET),
+        "{sent} bytes for {ROOM}"
+    );
     assert!(sent >= ROOM / 2, "{sent}: it ended long before the disk");
     let held = |path| cluster.recorded_bytes(path, "edge-a");
     let (less, more) = if held("/one.mp4") < held("/two.mp4") {
