@@ -46,6 +46,13 @@ pub struct Bound {
 }
 
 impl Bound {
+    /// `None`: the message has no entry, or its id is none.
+    pub(super) fn of(binding: v1::KeyBinding) -> Option<Self> {
+        let entry = binding.entry?;
+        let id = entry.id.parse().ok()?;
+        Some(Self::new(id, entry, binding.freshness.unwrap_or_default()))
+    }
+
     #[must_use]
     pub fn new(id: EntryId, entry: v1::Entry, freshness: v1::Freshness) -> Self {
         Self {
@@ -318,7 +325,7 @@ impl Bindings {
             freshness: Some(freshness),
         };
         let encoded = Encoded::from(binding.encode_to_vec());
-        let bound = Arc::new(decode(&encoded)?);
+        let bound = Arc::new(Bound::of(binding)?);
         self.remember(&bound, &encoded, true)?;
         Some(bound)
     }

@@ -175,10 +175,7 @@ impl BoundMap {
 
 /// Decodes a binding. `None`: it is not one, and nothing is bound.
 pub(super) fn decode(encoded: &[u8]) -> Option<Bound> {
-    let binding = v1::KeyBinding::decode(encoded).ok()?;
-    let entry = binding.entry?;
-    let id = entry.id.parse().ok()?;
-    Some(Bound::new(id, entry, binding.freshness.unwrap_or_default()))
+    Bound::of(v1::KeyBinding::decode(encoded).ok()?)
 }
 
 #[cfg(test)]

@@ -539,8 +539,7 @@ impl Objects for EdgeObjects {
                             .lookup(id)
                             .await
                             .ok_or(ServeError::UnknownEntry(id))?;
-                        let entry = binding.entry.ok_or(ServeError::UnknownEntry(id))?;
-                        Bound::new(id, entry, binding.freshness.unwrap_or_default())
+                        Bound::of(binding).ok_or(ServeError::UnknownEntry(id))?
                     }
                 };
                 let source = bound.entry.key.as_ref().map(|key| &key.source);

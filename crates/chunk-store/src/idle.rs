@@ -1,8 +1,8 @@
 //! Entries without chunks: forgotten by age and by number, in bounded batches.
 //!
-//! Why: each request for an object makes an entry, and clients choose what they request. The
-//! resolver remembers what it needs of an entry without chunks, and registers the entry again with
-//! the next request.
+//! Why: each request for an object makes an entry, and clients choose what they request. The edge
+//! learns of each through [`Store::take_forgotten`](super::Store::take_forgotten) and forgets its
+//! key, too; the next request for the key asks the coordinator, and registers the entry again.
 
 use std::{
     collections::VecDeque,

@@ -99,6 +99,7 @@ fn a_claim_costs_nothing() {
 fn what_is_not_stored_is_forgotten() {
     let dir = tempfile::tempdir().unwrap();
     let store = open_stepped(options(dir.path()));
+    let mut forgotten = store.take_forgotten();
     let files = || walk(dir.path()).len();
     let ids: Vec<_> = (0..10).map(|id| entry_of(&store, id, CHUNK).id()).collect();
     for id in &ids[..5] {
@@ -130,6 +131,14 @@ fn what_is_not_stored_is_forgotten() {
     idle::forget(store.shared(), later(900));
     idle::forget(store.shared(), later(1200));
     assert_eq!((store.entry_count(), store.shared().idle.len()), (1, 0));
+    let mut told = Vec::new();
+    while let Ok(entry) = forgotten.try_recv() {
+        told.push(entry.id.parse::<EntryId>().unwrap());
+    }
+    told.sort_unstable();
+    let mut expected = [&ids[..4], &ids[5..]].concat();
+    expected.sort_unstable();
+    assert_eq!(told, expected, "each is told, once");
     commit_and_reap(&store);
     drop(store);
     let grown = fs::metadata(journal_file(dir.path())).unwrap().len() - journal_length;
