@@ -6,7 +6,7 @@ use chunkcache_proto::Geometry;
 use clap::value_parser;
 use service_kit::{
     config::{
-        self, Problems, Secret, parse_bytes, parse_duration, parse_socket_address, parse_url,
+        self, Problems, Secret, parse_base_url, parse_bytes, parse_duration, parse_socket_address,
     },
     telemetry::TelemetryOptions,
     tls::{self, ServerFiles},
@@ -136,10 +136,6 @@ impl config::Options for ServeOptions {
             problems.push("http-listen", "is the same address as --listen");
         }
     }
-}
-
-fn parse_base_url(text: &str) -> Result<String, String> {
-    Ok(parse_url(text)?.as_str().trim_end_matches('/').to_owned())
 }
 
 fn parse_chunk_size(text: &str) -> Result<u32, String> {

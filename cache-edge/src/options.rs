@@ -8,13 +8,12 @@ use chunkcache_proto::source_name::check_name;
 use clap::value_parser;
 use service_kit::{
     config::{
-        self, BytesOrPercent, Problems, parse_bytes, parse_bytes_or_percent, parse_duration,
-        parse_socket_address, parse_url,
+        self, BytesOrPercent, Problems, parse_base_url, parse_bytes, parse_bytes_or_percent,
+        parse_duration, parse_socket_address,
     },
     telemetry::{Signal, TelemetryOptions},
     tls::{ClientFiles, refuse_plain_listener},
 };
-use url::Url;
 
 pub use self::players::PlayerOptions;
 use crate::core::lookahead::DEFAULT_LOOKAHEAD_CHUNKS;
@@ -219,11 +218,6 @@ impl config::Options for Options {
 fn parse_name(name: &str) -> Result<String, String> {
     check_name(name).map_err(|error| error.to_string())?;
     Ok(name.to_owned())
-}
-
-fn parse_base_url(text: &str) -> Result<String, String> {
-    let url: Url = parse_url(text)?;
-    Ok(url.as_str().trim_end_matches('/').to_owned())
 }
 
 fn parse_min_free(text: &str) -> Result<MinFree, String> {

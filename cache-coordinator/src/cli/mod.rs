@@ -65,7 +65,17 @@ pub fn command() -> Command {
         ])
         .subcommands(apply::commands())
         .subcommands(shell::commands());
-    globals::add_to(command)
+    globals::add_to(with_negative_values(command))
+}
+
+/// `--x -5` is an invalid value of x, and must not be reported as an unknown flag.
+fn with_negative_values(command: Command) -> Command {
+    command
+        .mut_args(|arg| match arg.get_action().takes_values() {
+            true => arg.allow_negative_numbers(true),
+            false => arg,
+        })
+        .mut_subcommands(with_negative_values)
 }
 
 /// Runs the command in `matches`. 0: done, 1: refused, 2: usage. `whole` is the binary's whole

@@ -85,9 +85,10 @@ fn details_of(error: ServiceError) -> ErrorDetails {
         ServiceError::Refused(_) => {
             details.set_error_info("REFUSED_BY_DATABASE", DOMAIN, HashMap::new());
         }
-        ServiceError::Exhausted(_)
-        | ServiceError::DeadlineExceeded(_)
-        | ServiceError::Internal(_) => {}
+        ServiceError::Internal(_) => {
+            details.set_error_info("INTERNAL", DOMAIN, HashMap::new());
+        }
+        ServiceError::Exhausted(_) | ServiceError::DeadlineExceeded(_) => {}
     }
     details
 }

@@ -8,6 +8,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Json, Router,
+    body::to_bytes,
     extract::{Path, Query, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     middleware::{self, Next},
@@ -31,6 +32,9 @@ use crate::{
 
 /// The chunk map is sent at most this often to each viewer of the page.
 const ENTRY_EVERY: Duration = Duration::from_millis(500);
+
+/// Limit of a refusal's text.
+const MAX_REASON_BYTES: usize = 4096;
 
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
                       connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors \
@@ -164,6 +168,8 @@ async fn protect(request: Request, next: Next) -> Response {
             HeaderName::from_static("cross-origin-resource-policy"),
             "same-origin",
         ),
+        // nginx would hold events back until they fill a buffer.
+        (HeaderName::from_static("x-accel-buffering"), "no"),
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
@@ -375,6 +381,26 @@ impl IntoResponse for RefusalResponse {
     }
 }
 
+/// Writes the refusals of the router and its extractors, empty or plain text, as problems.
+pub(super) async fn explained(response: Response) -> Response {
+    let (mut parts, body) = response.into_parts();
+    let kind = parts.headers.get(header::CONTENT_TYPE);
+    let is_text = kind.is_none_or(|kind| kind.as_bytes().starts_with(b"text/plain"));
+    if !is_text || !(parts.status.is_client_error() || parts.status.is_server_error()) {
+        return Response::from_parts(parts, body);
+    }
+    let text = to_bytes(body, MAX_REASON_BYTES).await.unwrap_or_default();
+    let detail = match parts.status {
+        _ if !text.is_empty() => &String::from_utf8_lossy(&text),
+        StatusCode::NOT_FOUND => "nothing is here; /openapi.json and / name what is",
+        _ => "the path exists, but not with this method",
+    };
+    let problem = problem(parts.status, detail);
+    parts.headers.remove(header::CONTENT_LENGTH);
+    parts.headers.extend(problem.headers().clone());
+    Response::from_parts(parts, problem.into_body())
+}
+
 pub(super) fn problem(status: StatusCode, detail: &str) -> Response {
     let body =
         json!({ "status": status.as_u16(), "title": status.canonical_reason(), "detail": detail })
@@ -385,4 +411,44 @@ pub(super) fn problem(status: StatusCode, detail: &str) -> Response {
         body,
     )
         .into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use axum::body::Body;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn refusals_without_a_kind_of_their_own_become_problems() {
+        let mut plain = (StatusCode::BAD_REQUEST, "no id").into_response();
+        plain
+            .headers_mut()
+            .insert("x", HeaderValue::from_static("y"));
+        for (refusal, detail) in [
+            (plain, "no id"),
+            (StatusCode::NOT_FOUND.into_response(), "/openapi.json"),
+            (StatusCode::METHOD_NOT_ALLOWED.into_response(), "method"),
+        ] {
+            let (status, kept) = (refusal.status(), refusal.headers().get("x").cloned());
+            let problem = explained(refusal).await;
+            assert_eq!(problem.status(), status);
+            assert_eq!(problem.headers().get("x").cloned(), kept);
+            let kind = &problem.headers()[header::CONTENT_TYPE];
+            assert_eq!(kind, "application/problem+json");
+            let body = to_bytes(problem.into_body(), 4096).await.unwrap();
+            let body: Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(body["status"], status.as_u16());
+            assert!(body["detail"].as_str().unwrap().contains(detail), "{body}");
+        }
+        let own = (StatusCode::BAD_REQUEST, Json(json!({ "code": "internal" })));
+        let body = explained(own.into_response()).await.into_body();
+        let body = to_bytes(body, 4096).await.unwrap();
+        assert_eq!(&body[..], br#"{"code":"internal"}"#);
+        let page = explained(Body::from("ok").into_response()).await;
+        assert_eq!(page.status(), StatusCode::OK);
+        assert_eq!(&to_bytes(page.into_body(), 16).await.unwrap()[..], b"ok");
+    }
 }

@@ -45,6 +45,7 @@ fn router(
             live,
             is_loopback,
         ))
+        .layer(middleware::map_response(dashboard::explained))
         .layer(middleware::from_fn_with_state(
             purge::Purger {
                 cluster,

@@ -330,6 +330,19 @@ async fn usage_is_2_and_nothing_is_asked() {
         assert_eq!(result.map_err(|e| e.exit_status()), Err(2), "{line}");
         assert!(asked.is_empty(), "{line}");
     }
+    let line = [
+        "source",
+        "add",
+        "films",
+        "http://x/",
+        "--max-connections",
+        "-1",
+    ];
+    let (_, text) = message(run_fake(&line).await.0.unwrap_err());
+    assert!(
+        text.contains("invalid value '-1' for '--max-connections"),
+        "{text}"
+    );
 }
 
 #[tokio::test]

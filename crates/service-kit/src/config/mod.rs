@@ -30,8 +30,9 @@ pub use load::{load, matches, parse_from};
 pub use problems::{ConfigError, Problems};
 pub use reference::reference_page;
 pub use value::{
-    BytesOrPercent, Secret, human_bytes, human_duration, parse_bytes, parse_bytes_or_percent,
-    parse_duration, parse_rate, parse_ratio, parse_socket_address, parse_time_of_day, parse_url,
+    BytesOrPercent, Secret, human_bytes, human_duration, parse_base_url, parse_bytes,
+    parse_bytes_or_percent, parse_duration, parse_rate, parse_ratio, parse_socket_address,
+    parse_time_of_day, parse_url,
 };
 
 /// The exit status for a command line or configuration that cannot be used.

@@ -139,6 +139,16 @@ pub fn parse_url(text: &str) -> Result<Url, String> {
     }
 }
 
+/// A URL that others append a path to, without a `/` at its end.
+pub fn parse_base_url(text: &str) -> Result<String, String> {
+    let url = parse_url(text)?;
+    let credentials = !url.username().is_empty() || url.password().is_some();
+    if credentials || url.query().or(url.fragment()).is_some() {
+        return Err("expected no credentials, no query and no fragment".to_owned());
+    }
+    Ok(url.as_str().trim_end_matches('/').to_owned())
+}
+
 /// `127.0.0.1:7400`, `[::1]:7400`, `localhost:7400`. Other names are refused: a listener's address
 /// must not depend on a resolver.
 pub fn parse_socket_address(text: &str) -> Result<SocketAddr, String> {
@@ -273,6 +283,11 @@ mod tests {
         assert!(parse_url("https://a.example/x").is_ok());
         for bad in ["a.example", "ftp://a.example/", "http://", "unix:/x"] {
             assert!(parse_url(bad).is_err(), "{bad}");
+        }
+        let base = parse_base_url("https://a.example/x/");
+        assert_eq!(base.as_deref(), Ok("https://a.example/x"));
+        for bad in ["http://a/?q", "http://a/#f", "http://u@a/", "http://:p@a/"] {
+            assert!(parse_base_url(bad).is_err(), "{bad}");
         }
     }
 

@@ -74,6 +74,11 @@ topologySpreadConstraints:
 {{- else if .Values.serviceAccount.create }}{{ .Release.Name }}{{ end }}
 {{- end }}
 
+{{/* All addresses of a pod; [::] takes IPv4 too, but needs a kernel with IPv6. */}}
+{{- define "chunk-cache.any" -}}
+{{ ternary "[::]" "0.0.0.0" .Values.ipv6 }}
+{{- end }}
+
 {{/* Whether TLS is on; one secret without the other is a mistake. */}}
 {{- define "chunk-cache.tls" -}}
 {{- if ne (empty .Values.tls.coordinatorSecret) (empty .Values.tls.edgeSecret) }}
