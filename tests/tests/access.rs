@@ -154,6 +154,8 @@ fn each_role_may_what_it_may_and_no_more() {
         }
         let stream = with(Call::get("/api/v1/stream")).open(http).unwrap();
         assert_eq!(stream.status, look, "{who:?}");
+        // nginx would hold events back until they fill a buffer.
+        assert_eq!(stream.header("x-accel-buffering"), Some("no"));
         let body = "{\"drain\":false}";
         let post = with(Call::new("POST", drain))
             .header("X-Requested-With", "chunkcache")
