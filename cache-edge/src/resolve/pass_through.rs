@@ -283,8 +283,7 @@ async fn ask_once(
         now_ms(),
     ));
     let wait = refusal.retry_after().unwrap_or_default();
-    let may_pass =
-        response.status.is_server_error() && response.status != StatusCode::LOOP_DETECTED;
+    let may_pass = matches!(refusal, OriginError::Unavailable { .. });
     if may_pass && Instant::now() + wait < until {
         return Err(refusal);
     }

@@ -12,6 +12,10 @@ use std::{
 use super::body::Delivery;
 use crate::system_calls::Transport;
 
+/// HTTP/2 frames that fit are no progress: any client answers pings, and may ask for answers to its
+/// own, without ever reading a response.
+const CONTROL_BYTES: usize = 64;
+
 /// Shared by the connection's I/O, its requests and its watchdog.
 #[derive(Debug)]
 pub struct Activity {
@@ -38,11 +42,18 @@ impl Activity {
         })
     }
 
-    /// Records that the client took or sent something.
-    pub fn progressed(&self) {
+    /// Records that the client took a part of a response, or sent a request.
+    fn progressed(&self) {
         let since = self.opened.elapsed().as_millis();
         let since = u64::try_from(since).unwrap_or(u64::MAX);
         self.last_ms.store(since, Ordering::Relaxed);
+    }
+
+    /// Records that the connection took bytes.
+    pub fn written(&self, bytes: usize) {
+        if bytes > CONTROL_BYTES {
+            self.progressed();
+        }
     }
 
     /// Records that a request of another edge was answered: this is not a player's connection.
@@ -101,6 +112,14 @@ impl Activity {
 /// Ends when the response's body ends, in whatever way.
 #[derive(Debug)]
 pub struct ActiveRequest(Arc<Activity>);
+
+impl ActiveRequest {
+    /// Records that a piece of the response was given to the connection, which takes none for a
+    /// client that takes none.
+    pub fn progressed(&self) {
+        self.0.progressed();
+    }
+}
 
 impl Drop for ActiveRequest {
     fn drop(&mut self) {

@@ -143,6 +143,9 @@ impl Body for EdgeBody {
             }),
         };
         let ended = frame.is_none() || this.kind.is_end();
+        if let Some(active) = &this.active {
+            active.progressed();
+        }
         if let Some(line) = &mut this.log {
             if let Some(Ok(frame)) = &frame
                 && let Some(data) = frame.data_ref()

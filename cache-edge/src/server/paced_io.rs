@@ -47,7 +47,7 @@ impl<I> PacedIo<I> {
 
     fn written(&mut self, outcome: &Poll<io::Result<usize>>) {
         if let Poll::Ready(Ok(bytes)) = outcome {
-            self.activity.progressed();
+            self.activity.written(*bytes);
             if let Some(pacer) = &mut self.pacer {
                 pacer.sent(*bytes);
             }

@@ -64,6 +64,9 @@ const CONNECTIONS_WITH_ALL_STREAMS: u32 = 10;
 /// Bytes of an HTTP/2 stream that wait for the client, in addition to the body's last read.
 const MAX_STREAM_SEND_BYTES: usize = 64 << 10;
 
+/// How long a connection without progress may take to end by itself.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// Limit for a connection's own future: a thousand readers must fit into some tens of MiB.
 const MAX_CONNECTION_FUTURE_BYTES: usize = 2048;
 
@@ -485,9 +488,18 @@ impl<O: Objects> Server<O> {
         let mut connection = std::pin::pin!(builder.serve_connection(io, service));
         let mut draining = false;
         loop {
-            let Some(patience) = activity.patience(&self.settings.timeouts) else {
-                tracing::debug!(%address, "nothing moved on the connection for too long");
-                return;
+            let patience = match activity.patience(&self.settings.timeouts) {
+                Some(patience) => patience,
+                None if draining => {
+                    tracing::debug!(%address, "nothing moved on the connection for too long");
+                    return;
+                }
+                // A client of HTTP/2 learns that a request under way now is not answered.
+                None => {
+                    draining = true;
+                    connection.as_mut().graceful_shutdown();
+                    FAREWELL
+                }
             };
             // Most wake-ups are the connection's, so it is polled first.
             tokio::select! {

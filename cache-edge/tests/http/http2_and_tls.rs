@@ -1,6 +1,6 @@
 //! HTTP/2 by prior knowledge and by ALPN, and HTTPS.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use cache_edge::{resolve::ports::ReadError, server::metrics::Abort};
 use http::{Request, StatusCode, Version};
@@ -157,4 +157,37 @@ async fn https_with_http1() {
         + 4;
     assert!(answer[body..] == bytes_of(7..20 * CHUNK));
     assert_eq!(edge.metrics.sendfile_bytes(), 0);
+}
+
+/// A client of HTTP/2 answers pings whether or not anybody uses it.
+#[tokio::test]
+async fn what_answers_pings_and_takes_nothing_is_cut_in_the_end() {
+    let edge = Edge::start_with(|settings| {
+        settings.timeouts.keep_alive = Duration::from_millis(100);
+        settings.timeouts.no_progress = Duration::from_millis(300);
+    })
+    .await;
+    edge.warm("a", 512 * CHUNK);
+    let within = |closed| tokio::time::timeout(Duration::from_secs(10), closed);
+
+    let stream = TcpStream::connect(edge.address).await.unwrap();
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .unwrap();
+    let closed = tokio::spawn(connection);
+    let answer = sender.send_request(get("0-9")).await.unwrap();
+    answer.into_body().collect().await.unwrap();
+    let ended = within(closed).await.expect("an idle connection ends");
+    ended.unwrap().expect("it is ended with a GOAWAY");
+
+    let stream = TcpStream::connect(edge.address).await.unwrap();
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .unwrap();
+    let closed = tokio::spawn(connection);
+    let unread = sender.send_request(get("0-")).await.unwrap();
+    let ended = within(closed)
+        .await
+        .expect("a stream that is not read ends");
+    assert!(ended.unwrap().is_err() || unread.into_body().collect().await.is_err());
 }

@@ -1,0 +1,25 @@
+//! Reports about connections of other proxies, tried on this edge.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use support::{Act, Origin, TestEdge};
+
+/// An origin that gives an unused connection up says 408, which a request that is on its way takes
+/// for its answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_out_of_a_connection_is_no_answer() {
+    let directory = tempfile::tempdir().unwrap();
+    let origin = Origin::start(10).await;
+    let edge = TestEdge::start(directory.path(), Some(&origin)).await;
+    let lines = |status: &str| {
+        let head = format!("HTTP/1.1 {status}\r\nCache-Control: no-store\r\nConnection: close");
+        Act::Raw(format!("{head}\r\nContent-Length: 2\r\n\r\nok").into_bytes())
+    };
+    origin.script(move |nth, _| lines(["200 OK", "408 Request Timeout"][nth as usize % 2]));
+    for _ in 0..3 {
+        let answer = edge.get("/films/passed", None).await;
+        answer.assert_bytes(200, b"ok");
+    }
+    edge.stop().await;
+}
