@@ -105,6 +105,8 @@ def problems_of(prometheus, expression, shown):
         labels = {label for label, _, _ in pairs} | (set() if ":" in metric else grouped | shown)
         if not metric.endswith("_bucket"):
             labels.discard("le")
+        # Labels of targets, where one Prometheus has several clusters.
+        labels -= {"cluster", "namespace"}
         for label in labels:
             if not prometheus.query(f'{metric}{{{label}!=""}}'):
                 yield f"{metric} has no label {label}"
