@@ -37,6 +37,7 @@ pub(super) fn parse(text: &str, asked_for: &str, source: String) -> Manifest {
         }],
         in_base: false,
         sets: 0,
+        starts: starts_of_periods(text),
         period_end: Duration::ZERO,
         tracks: Vec::new(),
     };
@@ -63,6 +64,7 @@ struct Level {
     timescale: Option<u64>,
     duration: Option<u64>,
     start_number: Option<u64>,
+    end_number: Option<u64>,
     time_offset: u64,
     timeline: Arc<[TimelineEntry]>,
     list: Arc<[Reference]>,
@@ -88,6 +90,8 @@ struct Reading<'a> {
     /// Whether the reader is inside of a BaseURL.
     in_base: bool,
     sets: usize,
+    /// The starts that the periods from here on name.
+    starts: std::vec::IntoIter<Option<Duration>>,
     /// End of the last period.
     period_end: Duration,
     tracks: Vec<(Rendition, Track)>,
@@ -114,9 +118,11 @@ impl Reading<'_> {
                 }
                 Ok(Event::End(_)) => self.close(&mut base, &mut timeline, &mut list),
                 Ok(Event::Text(text)) if self.in_base => base.push_str(&text),
-                Ok(Event::GeneralRef(name)) if self.in_base => {
-                    base.push_str(resolve_predefined_entity(&name).unwrap_or_default());
-                }
+                Ok(Event::CData(text)) if self.in_base => base.push_str(&text),
+                Ok(Event::GeneralRef(name)) if self.in_base => match name.resolve_char_ref() {
+                    Ok(Some(character)) => base.push(character),
+                    _ => base.push_str(resolve_predefined_entity(&name).unwrap_or_default()),
+                },
                 Ok(Event::Eof) | Err(_) => return,
                 Ok(_) => {}
             }
@@ -158,7 +164,10 @@ impl Reading<'_> {
             "MPD" => level.length = read.time("mediaPresentationDuration"),
             "Period" => {
                 let start = read.time("start").unwrap_or(self.period_end);
-                let rest = level.length.map(|length| length.saturating_sub(start));
+                self.starts.next();
+                // It ends where the next one begins (5.3.2.1).
+                let end = self.starts.as_slice().first().copied().flatten();
+                let rest = end.or(level.length).map(|end| end.saturating_sub(start));
                 level.length = read.time("duration").or(rest);
                 self.period_end = start.saturating_add(level.length.unwrap_or_default());
                 level.rendition.start = start;
@@ -362,6 +371,7 @@ impl Level {
         self.timescale = read.number("timescale").or(self.timescale);
         self.duration = read.number("duration").or(self.duration);
         self.start_number = read.number("startNumber").or(self.start_number);
+        self.end_number = read.number("endNumber").or(self.end_number);
         let offset = read.number("presentationTimeOffset");
         self.time_offset = offset.unwrap_or(self.time_offset);
     }
@@ -372,6 +382,7 @@ impl Level {
         self.timescale = from.timescale;
         self.duration = from.duration;
         self.start_number = from.start_number;
+        self.end_number = from.end_number;
         self.time_offset = from.time_offset;
         self.timeline = from.timeline;
         self.list = from.list;
@@ -388,6 +399,11 @@ impl Level {
             let duration = self.duration.unwrap_or(0);
             let length = end.map(|end| end - self.time_offset);
             let count = length.and_then(|it| (duration > 0).then(|| it.div_ceil(duration)));
+            let start = self.start_number.unwrap_or(1);
+            let named = self
+                .end_number
+                .map(|end| end.saturating_add(1).saturating_sub(start));
+            let count = named.or(count);
             return Arc::new([Run {
                 first: 0,
                 time: self.time_offset,
@@ -424,6 +440,23 @@ impl Level {
             now = time.saturating_add(count.saturating_mul(entry.duration));
         }
         runs.into()
+    }
+}
+
+/// What the MPD's periods name as their starts.
+fn starts_of_periods(text: &str) -> std::vec::IntoIter<Option<Duration>> {
+    let mut reader = Reader::from_str(text);
+    let mut starts = Vec::new();
+    loop {
+        match reader.read_event() {
+            Ok(Event::Start(element) | Event::Empty(element)) => {
+                if element.local_name().into_inner() == "Period" {
+                    starts.push(Attributes(&element).time("start"));
+                }
+            }
+            Ok(Event::Eof) | Err(_) => return starts.into_iter(),
+            Ok(_) => {}
+        }
     }
 }
 

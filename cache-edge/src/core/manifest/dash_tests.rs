@@ -191,6 +191,58 @@ fn periods_follow_each_other() {
 }
 
 #[test]
+fn a_period_ends_where_the_next_one_begins() {
+    let period = |id: &str, start: u64| {
+        format!(
+            r#"<Period start="PT{start}S"><AdaptationSet><SegmentTemplate duration="2"
+            media="{id}-$Number$"/><Representation id="v"/></AdaptationSet></Period>"#
+        )
+    };
+    let (one, two) = (period("a", 0), period("b", 4));
+    let mpd = format!(r#"<MPD mediaPresentationDuration="PT10S">{one}{two}</MPD>"#);
+    let named = objects(&parse(&mpd).unwrap(), "all", None);
+    let expected = ["a-1", "a-2", "b-1", "b-2", "b-3"].map(|it| format!("film/{it}"));
+    assert_eq!(named, expected);
+    let live = parse(&format!(r#"<MPD type="dynamic">{one}{two}</MPD>"#)).unwrap();
+    assert_eq!((next(&live, 0, 0).len(), next(&live, 0, 1).len()), (1, 0));
+    assert_eq!(next(&live, 1, 100).len(), 3);
+}
+
+#[test]
+fn a_template_may_name_its_last_number() {
+    let mpd = |numbers: &str, length: &str| {
+        let manifest = parse(&format!(
+            r#"<MPD {length}><Period><AdaptationSet><SegmentTemplate duration="2" {numbers}
+            media="$Number$"/><Representation id="v"/></AdaptationSet></Period></MPD>"#
+        ));
+        objects(&manifest.unwrap(), "all", None)
+    };
+    let length = r#"mediaPresentationDuration="PT100S""#;
+    let (one, two) = (r#"endNumber="2""#, r#"startNumber="0" endNumber="1""#);
+    assert_eq!(mpd(one, length), ["film/1", "film/2"]);
+    assert_eq!(mpd(two, ""), ["film/0", "film/1"]);
+}
+
+#[test]
+fn a_base_may_have_any_kind_of_text() {
+    for base in [
+        "a&amp;b/",
+        "a&#38;b/",
+        "a&#x26;b/",
+        "<![CDATA[a&b/]]>",
+        "a<![CDATA[&]]>b/",
+    ] {
+        let mpd = format!(
+            r#"<MPD mediaPresentationDuration="PT2S"><BaseURL>{base}</BaseURL><Period>
+            <AdaptationSet><SegmentTemplate duration="2" media="$Number$"/>
+            <Representation id="v"/></AdaptationSet></Period></MPD>"#
+        );
+        let named = objects(&parse(&mpd).unwrap(), "all", None);
+        assert_eq!(named, ["film/a&b/1"], "{base}");
+    }
+}
+
+#[test]
 fn what_leads_elsewhere_is_left_out() {
     let with = |base: &str, media: &str| {
         parse(&format!(
