@@ -16,7 +16,7 @@ async fn a_time_out_of_a_connection_is_no_answer() {
         let head = format!("HTTP/1.1 {status}\r\nCache-Control: no-store\r\nConnection: close");
         Act::Raw(format!("{head}\r\nContent-Length: 2\r\n\r\nok").into_bytes())
     };
-    origin.script(move |nth, _| lines(["200 OK", "408 Request Timeout"][nth as usize % 2]));
+    origin.script(move |nth, _| lines(["200 OK", "408 Request Timeout"][nth % 2]));
     for _ in 0..3 {
         let answer = edge.get("/films/passed", None).await;
         answer.assert_bytes(200, b"ok");
