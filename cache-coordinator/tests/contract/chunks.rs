@@ -202,6 +202,27 @@ async fn chunks_are_stored_found_and_reconciled() {
     assert!(!one.writer.write(end).await.unwrap().value);
     assert_eq!(one.database.jobs(false, 10).await.unwrap(), vec![]);
     assert_eq!(one.database.jobs(true, 10).await.unwrap().len(), 1);
+    // Of each entry, those that ended last are kept.
+    let mut last = job.id;
+    for _ in 0..1_001 {
+        last = Uuid::new_v4();
+        let next = AddJob {
+            id: last,
+            ..job.clone()
+        };
+        drop(one.writer.enqueue(next).await.unwrap());
+        let end = EndJob {
+            id: last,
+            status: JobStatus::Done,
+            error: String::new(),
+        };
+        drop(one.writer.enqueue(end).await.unwrap());
+    }
+    one.writer.write(job.clone()).await.unwrap();
+    assert_eq!(one.database.jobs(true, 2_000).await.unwrap().len(), 1_001);
+    assert!(one.database.job(last).await.unwrap().is_some());
+    let running = one.database.jobs(false, 10).await.unwrap();
+    assert_eq!(running.len(), 1);
 
     let purged = one
         .writer

@@ -17,6 +17,8 @@ async fn edges_join_drain_and_are_fenced() {
     one.writer.write(store(first.epoch)).await.unwrap();
     let second = one.edge("a", 1).await.edge;
     assert_eq!((second.id, second.epoch), (first.id, first.epoch + 1));
+    // A session takes no id: 2^31 of them would be the last.
+    assert_eq!(one.edge("b", 2).await.edge.id, first.id + 1);
     assert_eq!(
         one.database.holdings(film.id).await.unwrap()[0].ranges,
         vec![range(0, 2)]

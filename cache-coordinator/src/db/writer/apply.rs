@@ -20,6 +20,9 @@ use super::{
     chunks::ChunkReports, observations::Observations,
 };
 
+/// Ended jobs of one entry that are kept, the newest.
+const KEPT_JOBS: i64 = 1000;
+
 /// The result of a change, unless the whole batch fails.
 pub(super) type Judged = Result<Outcome, DatabaseError>;
 
@@ -450,7 +453,12 @@ impl<'a, C: GenericClient> Batch<'a, C> {
             .executor
             .execute(
                 statements::JOB_END,
-                &[&change.id, &change.status.text(), &change.error],
+                &[
+                    &change.id,
+                    &change.status.text(),
+                    &change.error,
+                    &(KEPT_JOBS - 1),
+                ],
             )
             .await?
             == 1;

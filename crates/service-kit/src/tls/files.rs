@@ -33,7 +33,12 @@ pub(super) fn certificates(
 
 /// The first private key of a file's content: PKCS#8, PKCS#1 or SEC1.
 pub(super) fn private_key(path: &Path, content: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let is_encrypted = content.windows(9).any(|word| word == b"ENCRYPTED");
     PrivateKeyDer::from_pem_slice(content).map_err(|error| match error {
+        _ if is_encrypted => TlsError::Missing {
+            path: path.to_owned(),
+            what: "private key without a passphrase",
+        },
         PemError::NoItemsFound => TlsError::Missing {
             path: path.to_owned(),
             what: "private key",

@@ -31,7 +31,12 @@ pub enum TlsError {
     Missing { path: PathBuf, what: &'static str },
     #[error("{} is not valid PEM: {reason}", path.display())]
     Pem { path: PathBuf, reason: String },
-    #[error("certificate {} and key {} do not fit: {source}", cert.display(), key.display())]
+    #[error(
+        "certificate {} and key {} do not fit: {source}; expected the key's own certificate first, \
+         and RSA of 2048 bits or more, ECDSA with P-256 or P-384, or Ed25519",
+        cert.display(),
+        key.display()
+    )]
     Identity {
         cert: PathBuf,
         key: PathBuf,
