@@ -372,10 +372,14 @@ impl Client {
         telemetry::inject(&span, request.headers_mut());
         let asked_ms = now_ms();
         let asked = transport.request(request).instrument(span);
-        let (response, used) = tokio::time::timeout(first_byte, asked)
+        let name = url.host_str().unwrap_or_default();
+        let turn = transport.names.turn(name);
+        let answered = tokio::time::timeout(first_byte, asked)
             .await
-            .map_err(|_| OriginError::TimedOut(first_byte))?
-            .map_err(|error| failed(&error))?;
+            .map_err(|_| OriginError::TimedOut(first_byte))
+            .and_then(|answered| answered.map_err(|error| failed(&error)))
+            .inspect_err(|_| transport.names.failed(name, turn));
+        let (response, used) = answered?;
         let (mut head, body) = response.into_parts();
         if answer::is_coded_for_transfer(&head.headers) {
             let text = "it sends a transfer coding that was not asked for";
@@ -538,4 +542,27 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     text
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use service_kit::tls::{self, ClientFiles};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_answers_nothing_is_not_the_first_one_any_more() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/a", listener.local_addr().unwrap());
+        let url = Url::parse(&url).unwrap();
+        let closing = tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+        let tls = tls::client(ClientFiles::default()).unwrap();
+        let client = Client::new((*tls.current()).clone());
+        let answer = client.send(Method::GET, &url, HeaderMap::new()).await;
+        assert!(answer.is_err());
+        assert_eq!(client.transport.names.turn("127.0.0.1"), 1);
+        closing.abort();
+    }
 }

@@ -15,6 +15,7 @@ pub mod hedging;
 pub mod link;
 pub mod loops;
 mod marked_stream;
+mod names;
 mod origin;
 pub mod peer;
 pub mod peer_blocks;

@@ -29,6 +29,7 @@ use tower_service::Service;
 use super::{
     connections::{Connections, CountedStream, Counting},
     marked_stream::{Mark, MarkedStream},
+    names::Names,
 };
 
 /// Idle connections kept to one host; most origins would close further ones.
@@ -37,6 +38,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 /// Size of one read from a connection. Readers get the first bytes while the rest arrives, and a
 /// system call costs little compared with copying.
 const READ_BYTES: usize = 128 << 10;
+
+/// A connection that takes longer was made to another address than the first one, which is silent.
+const SLOW_CONNECT: Duration = Duration::from_secs(1);
 
 /// Why a connection was not made.
 type ConnectError = Box<dyn std::error::Error + Send + Sync>;
@@ -96,6 +100,7 @@ pub struct Dialing {
 pub struct Transport {
     http: HyperClient<Counting<HttpsConnector<Dialer>>, Empty<Bytes>>,
     pub(super) connections: Connections,
+    pub(super) names: Names,
     dialing: Arc<Dialing>,
 }
 
@@ -111,13 +116,15 @@ impl Transport {
     pub fn new(tls: rustls::ClientConfig, dialing: Dialing) -> Self {
         // Tries all addresses of a name, both families in parallel (RFC 8305), and resolves the
         // name again for each connection.
-        let mut tcp = HttpConnector::new();
+        let names = Names::default();
+        let mut tcp = HttpConnector::new_with_resolver(names.clone());
         tcp.enforce_http(false);
         tcp.set_connect_timeout(Some(dialing.connect_timeout));
         tcp.set_nodelay(true);
         let dialing = Arc::new(dialing);
         let dialer = Dialer {
             tcp,
+            names: names.clone(),
             dialing: dialing.clone(),
         };
         let https = HttpsConnectorBuilder::new()
@@ -151,6 +158,7 @@ impl Transport {
         Self {
             http,
             connections,
+            names,
             dialing,
         }
     }
@@ -208,7 +216,8 @@ struct Since(Instant);
 /// Makes connections.
 #[derive(Clone)]
 struct Dialer {
-    tcp: HttpConnector,
+    tcp: HttpConnector<Names>,
+    names: Names,
     dialing: Arc<Dialing>,
 }
 
@@ -225,6 +234,7 @@ impl Service<Uri> for Dialer {
         let target = self.dialing.target(&uri);
         let mut tcp = self.tcp.clone();
         let proxy = self.dialing.proxy.intercept(&target);
+        let names = self.names.clone();
         Box::pin(async move {
             let dialed = |stream, is_proxied| {
                 let since = Since(Instant::now());
@@ -232,7 +242,13 @@ impl Service<Uri> for Dialer {
                 MarkedStream { stream, mark }
             };
             let Some(proxy) = proxy else {
-                return Ok(dialed(tcp.call(target).await?, false));
+                let name = target.host().unwrap_or_default().to_owned();
+                let (turn, begun) = (names.turn(&name), Instant::now());
+                let stream = tcp.call(target).await?;
+                if begun.elapsed() > SLOW_CONNECT {
+                    names.failed(&name, turn);
+                }
+                return Ok(dialed(stream, false));
             };
             if target.scheme() != Some(&http::uri::Scheme::HTTPS) {
                 return Ok(dialed(tcp.call(proxy.uri().clone()).await?, true));
