@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use chunkcache_tests::http::Call;
-use chunkcache_tests::{Cluster, MIB, Object, content, heavy};
+use chunkcache_tests::{Cluster, ClusterOptions, MIB, Object, content, heavy};
 
 /// Thirty readers on three edges, half of them at random places of a cold film.
 #[test]
@@ -50,4 +50,29 @@ fn thirty_readers_cost_the_origin_one_film() {
         share <= 1.04,
         "the origin sent {share:.4} of the film; again (offset, bytes): {again:?}"
     );
+}
+
+/// What a fill was asked for when a fast reader comes is paused, not asked for again.
+#[test]
+fn a_read_beside_its_background_fill_costs_the_origin_one_film() {
+    const FILM: u64 = 96 * MIB;
+    let _alone = heavy();
+    let cluster = Cluster::start_with(ClusterOptions {
+        edges: 1,
+        ..ClusterOptions::default()
+    });
+    for number in 0..4 {
+        let path = format!("/filled-{number}.mp4");
+        let film = Object::generated(7, FILM).latency(Duration::from_millis(20));
+        let target = cluster.put(&path, film);
+        let mut reply = Call::get(&target).open(cluster.edge().http).unwrap();
+        for piece in 0..FILM / MIB {
+            let bytes = reply.take(MIB as usize).unwrap();
+            assert!(bytes == content::bytes(7, piece * MIB, (piece + 1) * MIB));
+        }
+        cluster.wait_recorded(&path, &[(0, FILM)]);
+        let hits = cluster.origin.hits(&path);
+        let sent: u64 = hits.iter().map(|hit| hit.body_bytes).sum();
+        assert_eq!(sent, FILM, "{hits:?}");
+    }
 }

@@ -2,8 +2,8 @@
 //!
 //! At most `max_running` run, the earliest deadline of the most urgent level first. A CRITICAL one
 //! starts at once: in the one additional, reserved slot, or in place of the least urgent running
-//! fetch, which waits again and later resumes after the bytes it wrote. A CRITICAL one waits only
-//! if every running fetch is CRITICAL too.
+//! fetch, which waits again and later resumes with the answer that it was reading. It waits only
+//! if every running fetch is CRITICAL too. A HIGH one takes the place of a MEDIUM or LOW one.
 //!
 //! While a CRITICAL fetch from an origin runs, MEDIUM and LOW ones from that origin do not: they
 //! share the path to the origin, and their bytes would delay the one that a reader waits for. They
@@ -309,20 +309,14 @@ impl FetchQueue {
             let critical = best.0 == Level::Critical;
             let slots = self.max_running + usize::from(critical);
             if self.running.len() >= slots {
-                let Some(&worst) = self.running.last() else {
-                    break;
-                };
-                if !critical {
-                    break;
-                }
-                let victim = if worst.0 == Level::Critical {
-                    let Some((next, victim)) = self.fairer() else {
-                        break;
-                    };
+                let lower = self.running.last().copied();
+                let victim = if let Some(lower) = lower.filter(|lower| lower.0 > best.0) {
+                    lower
+                } else if critical && let Some((next, victim)) = self.fairer() {
                     best = next;
                     victim
                 } else {
-                    worst
+                    break;
                 };
                 self.preempt(victim, &mut effects);
             }

@@ -124,6 +124,21 @@ fn critical_takes_the_reserved_slot_and_then_preempts() {
 }
 
 #[test]
+fn high_takes_the_place_of_less_and_medium_waits() {
+    let mut queue = FetchQueue::new(2);
+    assert!(queue.push(task(1, Level::Low, 0)) && queue.push(task(2, Level::Low, 1)));
+    assert_eq!(queue.settle(0, free, no_link).len(), 2);
+    assert!(queue.push(task(3, Level::Medium, 0)));
+    assert_eq!(queue.settle(0, free, no_link), []);
+    assert!(queue.push(task(4, Level::High, 9)));
+    let expected = [Effect::Preempt(n(2)), Effect::Start(n(4))];
+    assert_eq!(queue.settle(0, free, no_link), expected);
+    assert!(queue.push(task(5, Level::High, 0)) && queue.push(task(6, Level::High, 0)));
+    let expected = [Effect::Preempt(n(1)), Effect::Start(n(5))];
+    assert_eq!(queue.settle(0, free, no_link), expected, "not of HIGH");
+}
+
+#[test]
 fn promotion_starts_what_waited() {
     let mut queue = FetchQueue::new(1);
     assert!(queue.push(task(1, Level::High, 0)));
@@ -495,6 +510,9 @@ proptest! {
             if best_waiting == Some(Level::Critical) {
                 prop_assert!(queue.running.iter().all(|rank| rank.0 == Level::Critical));
                 prop_assert_eq!(queue.running.len(), max + 1);
+            }
+            if best_waiting == Some(Level::High) {
+                prop_assert!(queue.running.iter().all(|rank| rank.0 <= Level::High));
             }
             if best_waiting.is_some() {
                 prop_assert!(queue.running.len() >= max, "work waits while a slot is free");

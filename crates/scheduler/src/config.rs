@@ -19,8 +19,6 @@ pub struct Config {
     /// Maximum number of adjacent chunks in one request, by level. A blocked reader gets one chunk,
     /// so that it waits for nothing else; background work makes few, long requests.
     pub max_run_chunks: [u32; 4],
-    /// HIGH preempts MEDIUM or LOW when its deadline is nearer than this.
-    pub urgent_ms: Millis,
     /// One in this many grants below CRITICAL goes to MEDIUM first, even before HIGH.
     pub medium_share: u64,
     /// One in this many grants goes to LOW before MEDIUM.
@@ -61,7 +59,6 @@ impl Default for Config {
             default_rate_bytes_per_second: 2_500_000,
             default_chunk_fetch_ms: 200,
             max_run_chunks: [1, 4, 8, 8],
-            urgent_ms: 2_000,
             medium_share: 8,
             low_share: 16,
             max_uploads_per_edge: 16,

@@ -42,7 +42,7 @@ impl Scheduler {
             self.first_edge = EdgeId(last.0.wrapping_add(1));
         }
         for &edge in &batch {
-            self.give_slots_to_critical(edge, effects);
+            self.give_slots(edge, Level::Critical);
             self.plan_critical(edge, effects);
         }
         let now = self.now;
@@ -51,6 +51,7 @@ impl Scheduler {
                 state.start_queued(now);
             }
             self.update_slots(edge);
+            self.give_slots(edge, Level::High);
             self.revoke_queued(edge, effects);
             self.plan_rest(edge, effects);
         }
@@ -68,7 +69,7 @@ impl Scheduler {
             {
                 return;
             }
-            let room = if state.slots_used() <= state.max_downloads {
+            let room = if state.may_start(Level::Critical) {
                 Placement::Slot
             } else {
                 Placement::Preempt
@@ -77,9 +78,7 @@ impl Scheduler {
                 return;
             };
             let room = match room {
-                Placement::Preempt if !self.preempt(edge, Level::Critical, effects) => {
-                    Placement::Ahead
-                }
+                Placement::Preempt if !self.preempt(edge, Level::Critical) => Placement::Ahead,
                 Placement::Preempt => Placement::Slot,
                 room => room,
             };
@@ -105,7 +104,15 @@ impl Scheduler {
                 state.max_downloads,
             );
             let draining = state.draining;
+            let contended = !state.queues[Level::High as usize].is_empty();
             let (levels, shared) = self.level_order(state.grants);
+            if contended
+                && let Some(level) = shared
+                && self.raise_as_share(edge, level, effects)
+            {
+                self.count_grant(edge);
+                continue;
+            }
             let granted = if used < slots {
                 let mut orders = levels
                     .into_iter()
@@ -117,9 +124,10 @@ impl Scheduler {
                         Placement::Slot,
                     ))
                 })
-            } else if self.lowest_slot(edge, Level::High).is_some() && self.high_is_urgent(edge) {
-                self.pick(edge, Level::High, false, effects)
-                    .map(|pick| (pick, Level::High, Placement::Preempt))
+            } else if self.lowest_slot(edge, Level::High).is_some()
+                && let Some(pick) = self.pick(edge, Level::High, false, effects)
+            {
+                Some((pick, Level::High, Placement::Preempt))
             } else if ahead < slots {
                 // LOW is queued ahead only as its minimal share.
                 let mut orders = levels.into_iter().filter(|&level| match level {
@@ -140,13 +148,9 @@ impl Scheduler {
                 return;
             };
             if room == Placement::Preempt {
-                self.preempt(edge, Level::High, effects);
+                self.preempt(edge, Level::High);
             }
-            let Some(state) = self.edges.get_mut(&edge).expected() else {
-                return;
-            };
-            state.grants += 1;
-            let contended = !state.queues[Level::High as usize].is_empty();
+            self.count_grant(edge);
             let by_share = shared == Some(level) && contended;
             self.assign(
                 edge,
@@ -156,6 +160,12 @@ impl Scheduler {
                 by_share,
                 effects,
             );
+        }
+    }
+
+    fn count_grant(&mut self, edge: EdgeId) {
+        if let Some(state) = self.edges.get_mut(&edge).expected() {
+            state.grants += 1;
         }
     }
 
@@ -182,19 +192,6 @@ impl Scheduler {
         } else {
             ([Level::High, Level::Medium, Level::Low], None)
         }
-    }
-
-    fn high_is_urgent(&self, edge: EdgeId) -> bool {
-        let Some(state) = self.edges.get(&edge).expected() else {
-            return false;
-        };
-        let queue = &state.queues[Level::High as usize];
-        let first = queue
-            .sources(self.now)
-            .into_iter()
-            .next()
-            .and_then(|source| queue.next(source, None));
-        first.is_some_and(|key| key.deadline <= self.now.saturating_add(self.config.urgent_ms))
     }
 
     /// Finds the first claim of a level that can be served now, and its route.
@@ -441,7 +438,7 @@ impl Scheduler {
         let raised = fetch.level == Level::Critical && !fetch.slot;
         self.enter_fetch(edge, fetch, effects);
         if raised {
-            self.claim_slot(key, effects);
+            self.claim_slot(key);
         }
     }
 

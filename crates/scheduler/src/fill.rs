@@ -1,7 +1,8 @@
 //! Background fill: completes a partly held entry, at LOW.
 //!
 //! It has no stored state: it follows from what edges hold, so it resumes after any restart. It
-//! uses an origin only while no reader of that source waits, queues, or is being served from it.
+//! begins at an origin only while no reader of that source waits, queues, or is being served from
+//! it; what it began is paused while a reader waits, or stopped if that reader is at another edge.
 //! Beside jobs alone, it gets one grant in `low_share`.
 
 use chunkcache_proto::Level;

@@ -70,7 +70,7 @@ impl Scheduler {
         if !wanted.is_empty() {
             self.reassess((edge, kept.id), Withdrawal::Advanced, effects);
         }
-        self.give_slots_to_critical(edge, effects);
+        self.give_slots(edge, chunkcache_proto::Level::Critical);
         self.mark_followers_dirty(edge, kept.entry);
         self.dirty.insert(edge);
     }

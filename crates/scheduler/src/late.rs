@@ -124,8 +124,7 @@ impl Scheduler {
         if !matches!(self.sources.get(&source).map(offer), Some(Ok(()))) {
             return;
         }
-        let slot = state.slots_used() <= state.max_downloads
-            || self.preempt(edge, Level::Critical, effects);
+        let slot = state.may_start(Level::Critical) || self.preempt(edge, Level::Critical);
         let waited = self.owners_of(edge, entry, &(chunk..chunk + 1));
         let claims = waited.iter().filter_map(|owner| self.claims.get(owner));
         let position = claims.map(|claim| claim.position).max().unwrap_or(0);

@@ -190,7 +190,7 @@ impl Scheduler {
             ..RunningFetch::new(id, entry, source, chunks, level, self.now)
         };
         self.enter_fetch(edge, fetch, effects);
-        self.give_slots_to_critical(edge, effects);
+        self.give_slots(edge, level);
         self.mark_followers_dirty(edge, entry);
         self.dirty.insert(edge);
     }

@@ -54,7 +54,7 @@ impl Scheduler {
                     }
                 }
                 if level == Level::Critical {
-                    self.preempt_fills(source, effects);
+                    self.preempt_fills(source, key.0, effects);
                 }
             }
             FetchSource::Peer(peer) => {
@@ -236,7 +236,7 @@ impl Scheduler {
         self.set_level(key, level, deadline, effects);
     }
 
-    fn set_level(
+    pub(super) fn set_level(
         &mut self,
         key: FetchKey,
         level: Level,
@@ -281,10 +281,10 @@ impl Scheduler {
         if level == Level::Critical {
             self.watch_fetch(key.0, key.1, estimate);
             if !had_slot {
-                self.claim_slot(key, effects);
+                self.claim_slot(key);
             }
             if origin {
-                self.preempt_fills(source, effects);
+                self.preempt_fills(source, key.0, effects);
             }
         }
         if let Some(upstream) = upstream {

@@ -1,8 +1,8 @@
 //! Decides which fetch has a slot, and which gives one up.
 //!
-//! CRITICAL takes a slot from the lowest fetch that has one. Its edge does the same by itself: it
-//! pauses that fetch and later resumes it with the response it was reading. For a connection to an
-//! origin, and for a slot below CRITICAL, a fetch is cancelled.
+//! CRITICAL takes a slot from the lowest fetch that has one, and HIGH takes one from MEDIUM or LOW.
+//! Their edge does the same by itself: it pauses that fetch and later resumes it with the response
+//! it was reading. For a connection to an origin, a fetch is cancelled.
 
 use chunkcache_proto::Level;
 
@@ -14,31 +14,16 @@ use super::state::{Edge, FetchKey, RunningFetch};
 
 impl Scheduler {
     /// Takes the slot of the lowest fetch below `level`; false if there is none.
-    pub(super) fn preempt(
-        &mut self,
-        edge: EdgeId,
-        level: Level,
-        effects: &mut Vec<Effect>,
-    ) -> bool {
-        let Some(victim) = self.lowest_slot(edge, level) else {
-            return false;
-        };
-        if level > Level::Critical {
-            self.cancel_fetch((edge, victim), effects);
-        } else if let Some(fetch) = self.fetch_mut((edge, victim)) {
-            fetch.pause();
-        }
-        true
+    pub(super) fn preempt(&mut self, edge: EdgeId, level: Level) -> bool {
+        let victim = self.lowest_slot(edge, level);
+        let fetch = victim.and_then(|victim| self.fetch_mut((edge, victim)));
+        fetch.map(RunningFetch::pause).is_some()
     }
 
     pub(super) fn lowest_slot(&self, edge: EdgeId, level: Level) -> Option<FetchId> {
         let fetches = &self.edges.get(&edge)?.fetches;
         let able = |fetch: &&RunningFetch| {
-            fetch.slot
-                && !fetch.cancelling
-                && !fetch.is_local()
-                && fetch.level > level
-                && (level == Level::Critical || !fetch.shared)
+            fetch.slot && !fetch.cancelling && !fetch.is_local() && fetch.level > level
         };
         fetches
             .iter()
@@ -47,14 +32,13 @@ impl Scheduler {
             .map(|fetch| fetch.id)
     }
 
-    /// Gives queued CRITICAL fetches the slots that are free or that lower levels have.
-    pub(super) fn give_slots_to_critical(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
+    /// Gives queued fetches of this level the slots that are free or that lower levels have.
+    pub(super) fn give_slots(&mut self, edge: EdgeId, level: Level) {
         let Some(state) = self.edges.get(&edge).expected() else {
             return;
         };
-        let without = |fetch: &&RunningFetch| {
-            fetch.level == Level::Critical && !fetch.slot && !fetch.cancelling
-        };
+        let without =
+            |fetch: &&RunningFetch| fetch.level == level && !fetch.slot && !fetch.cancelling;
         let mut waiting: Vec<_> = state
             .fetches
             .iter()
@@ -63,45 +47,76 @@ impl Scheduler {
             .collect();
         waiting.sort_unstable();
         for (_, id) in waiting {
-            self.claim_slot((edge, id), effects);
+            self.claim_slot((edge, id));
         }
     }
 
-    /// Cancels the lowest queued fetches: lowered ones may exceed the number that an edge should
-    /// have queued. A paused one goes last, because its origin was already asked.
-    pub(super) fn revoke_queued(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
-        let Some(state) = self.edges.get(&edge).expected() else {
+    /// Gives a queued fetch a slot, if one is free or a lower level has one.
+    pub(super) fn claim_slot(&mut self, key: FetchKey) {
+        let level = self.fetch(key).map(|fetch| fetch.level);
+        let (Some(level), Some(state)) = (level, self.edges.get(&key.0)) else {
             return;
         };
-        let ahead = |fetch: &&RunningFetch| {
-            let is_queued = !fetch.slot && !fetch.cancelling;
-            fetch.level > Level::Critical && is_queued && !fetch.is_local()
-        };
-        let mut lower: Vec<_> = state
-            .fetches
-            .iter()
-            .filter(ahead)
-            .map(|fetch| (fetch.level, !fetch.paused, fetch.deadline, fetch.id))
-            .collect();
-        lower.sort_unstable();
-        for (.., id) in lower.into_iter().skip(state.max_downloads as usize) {
-            self.cancel_fetch((edge, id), effects);
-        }
-    }
-
-    /// Gives a slot to a queued fetch that became CRITICAL, if a lower level has one.
-    pub(super) fn claim_slot(&mut self, key: FetchKey, effects: &mut Vec<Effect>) {
-        let Some(state) = self.edges.get(&key.0).expected() else {
-            return;
-        };
-        let free = state.slots_used() <= state.max_downloads;
         let now = self.now;
-        if (free || self.preempt(key.0, Level::Critical, effects))
+        if (state.may_start(level) || self.preempt(key.0, level))
             && let Some(fetch) = self.fetch_mut(key)
         {
             fetch.begin(now);
             self.update_slots(key.0);
         }
+    }
+
+    /// Cancels the lowest fetches without a slot: lowered ones may exceed the number that an edge
+    /// should have queued, and so may those that were paused, whose origin was already asked.
+    pub(super) fn revoke_queued(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
+        let Some(state) = self.edges.get(&edge).expected() else {
+            return;
+        };
+        let most = state.max_downloads as usize;
+        for paused in [false, true] {
+            let Some(state) = self.edges.get(&edge).expected() else {
+                return;
+            };
+            let is_one = |fetch: &&RunningFetch| {
+                let is_queued = !fetch.slot && !fetch.cancelling && fetch.paused == paused;
+                fetch.level > Level::Critical && is_queued && !fetch.is_local()
+            };
+            let mut lower: Vec<_> = state
+                .fetches
+                .iter()
+                .filter(is_one)
+                .map(|fetch| (fetch.level, fetch.deadline, fetch.id))
+                .collect();
+            lower.sort_unstable();
+            for (.., id) in lower.into_iter().skip(most) {
+                self.cancel_fetch((edge, id), effects);
+            }
+        }
+    }
+
+    /// Raises the first fetch of a level to HIGH, as the level's share: what is running or paused
+    /// comes before anything new. False: there is none.
+    pub(super) fn raise_as_share(
+        &mut self,
+        edge: EdgeId,
+        level: Level,
+        effects: &mut Vec<Effect>,
+    ) -> bool {
+        let Some(state) = self.edges.get(&edge).expected() else {
+            return false;
+        };
+        let of_level =
+            |fetch: &&RunningFetch| fetch.level == level && !fetch.cancelling && !fetch.is_local();
+        let fetches = state.fetches.iter().filter(of_level);
+        let Some(first) = fetches.min_by_key(|fetch| (!fetch.slot, fetch.id)) else {
+            return false;
+        };
+        let key = (edge, first.id);
+        if let Some(fetch) = self.fetch_mut(key) {
+            fetch.shared = true;
+        }
+        self.set_level(key, Level::High, self.now, effects);
+        true
     }
 
     /// Updates the index of edges with free slots. Must follow each change of what
@@ -149,7 +164,8 @@ impl Scheduler {
             if fetch.is_local() {
                 continue;
             }
-            if fetch.cancelling {
+            let is_lost = self.edges.get(&edge).is_none_or(|edge| !edge.alive);
+            if fetch.cancelling || is_lost {
                 leaving += 1;
             } else if level > Level::Critical {
                 able.push((level, fetch.deadline, edge, id));
@@ -162,24 +178,24 @@ impl Scheduler {
         }
     }
 
-    /// Stops background fills of an origin that a reader waits for.
+    /// Stops background fills of an origin that a reader of `reading` waits for. That edge pauses
+    /// its own.
     pub(super) fn preempt_fills(
         &mut self,
-        source: super::api::SourceId,
+        source: SourceId,
+        reading: EdgeId,
         effects: &mut Vec<Effect>,
     ) {
         let Some(known) = self.sources.get(&source).expected() else {
             return;
         };
-        let yields = |fetch: &RunningFetch| {
-            fetch.owner.is_some_and(Owner::is_background) && !fetch.cancelling
-        };
+        let is_fill = |fetch: &RunningFetch| fetch.owner.is_some_and(Owner::is_background);
         let low = (Level::Low, EdgeId(0), FetchId::Coordinated(0));
         let fills: Vec<_> = known
             .fetches
             .range(low..)
             .map(|&(_, edge, id)| (edge, id))
-            .filter(|&key| self.fetch(key).is_some_and(yields))
+            .filter(|&key| key.0 != reading && self.fetch(key).is_some_and(is_fill))
             .collect();
         for fill in fills {
             self.cancel_fetch(fill, effects);

@@ -31,7 +31,7 @@ pub struct RunningFetch {
     pub owner: Option<Owner>,
     /// It occupies one of the edge's slots; otherwise it is queued.
     pub slot: bool,
-    /// It gave its slot to a CRITICAL fetch; the edge resumes it.
+    /// It gave its slot to a more urgent fetch; the edge resumes it.
     pub paused: bool,
     /// A cancellation was sent; the fetch remains until the edge confirms it.
     pub cancelling: bool,
@@ -183,12 +183,12 @@ impl Edge {
             .count() as u32
     }
 
-    /// Queued assignments. What the edge queued by itself does not count.
+    /// Assignments that never had a slot. What the edge queued by itself does not count.
     pub fn queued_ahead(&self) -> u32 {
-        self.fetches
-            .iter()
-            .filter(|fetch| !fetch.slot && !fetch.cancelling && !fetch.is_local())
-            .count() as u32
+        let is_ahead = |fetch: &&RunningFetch| {
+            !fetch.slot && !fetch.paused && !fetch.cancelling && !fetch.is_local()
+        };
+        self.fetches.iter().filter(is_ahead).count() as u32
     }
 
     /// Whether a fetch of this level gets a slot at once, as its edge decides.

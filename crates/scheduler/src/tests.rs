@@ -213,10 +213,8 @@ fn critical_takes_the_slot_of_a_job() {
         vec![]
     );
     let effects = bench.apply(Event::DemandSet(one_chunk(2, 95)));
-    let given_up = cancelled(&effects);
-    assert_eq!(given_up.len(), 1, "two running, one paused, one ahead");
     assert!(
-        jobs[2..].iter().any(|job| given_up.contains(&job.id)),
+        cancelled(&effects).is_empty(),
         "what has a slot has asked its origin, and is only paused"
     );
     assert!(
@@ -227,18 +225,38 @@ fn critical_takes_the_slot_of_a_job() {
 }
 
 #[test]
-fn an_urgent_lookahead_takes_the_slot_of_a_job_too() {
+fn lookahead_takes_the_slot_of_a_job_too_and_the_job_goes_on_afterwards() {
+    let mut bench = Bench::new(1, 2);
+    let job = assigned(&bench.want(1, 0, 0..80));
+    let effects = bench.read(0, 1, 92 * CHUNK, true);
+    assert!(cancelled(&effects).is_empty(), "it is paused: {effects:?}");
+    let reader = assigned(&effects);
+    let levels: Vec<_> = reader.iter().map(|a| a.level).collect();
+    assert_eq!(levels, [Level::Critical, Level::High, Level::High]);
+    let slots = |bench: &Bench, of: &[Assignment]| -> Vec<bool> {
+        let fetch = |a: &Assignment| bench.scheduler.fetch((EdgeId(0), a.id)).unwrap().slot;
+        of.iter().map(fetch).collect()
+    };
+    assert_eq!(slots(&bench, &reader), [true; 3]);
+    assert_eq!(slots(&bench, &job), [false; 4]);
+    for fetch in &reader {
+        bench.finish(0, fetch.id);
+    }
+    assert_eq!(slots(&bench, &job), [true, true, false, false]);
+}
+
+#[test]
+fn what_is_paused_is_bounded() {
     let mut bench = Bench::new(1, 2);
     bench.want(1, 0, 0..80);
-    let effects = bench.read(0, 1, 90 * CHUNK, true);
-    assert_eq!(cancelled(&effects).len(), 1);
-    assert_eq!(
-        assigned(&effects)
-            .iter()
-            .map(|a| a.level)
-            .collect::<Vec<_>>(),
-        [Level::Critical, Level::High]
-    );
+    // Each seek pauses what the one before left behind.
+    for seek in 0..40 {
+        bench.read(0, seek, (seek * 7 % 90) * CHUNK, true);
+        let paused = |fetch: &&super::state::RunningFetch| fetch.paused && !fetch.cancelling;
+        let fetches = &bench.scheduler.edges[&EdgeId(0)].fetches;
+        let lower = fetches.iter().filter(|it| it.level > Level::Critical);
+        assert!(lower.filter(paused).count() <= 2);
+    }
 }
 
 #[test]
@@ -436,16 +454,22 @@ fn a_want_is_done_when_its_edge_holds_it() {
 
 #[test]
 fn background_fill_runs_only_when_nothing_above_needs_the_origin() {
-    let mut bench = Bench::filling(1);
-    let fill = assigned(&bench.apply(Event::ChunksHeld {
-        edge: EdgeId(0),
-        entry: MOVIE,
-        chunks: std::iter::once(0..3).collect(),
-    }));
-    assert!(!fill.is_empty() && fill.iter().all(|a| a.reason == Reason::BackgroundFill));
+    let mut bench = Bench::filling(2);
+    let mut fill = |edge| {
+        let fill = assigned(&bench.apply(Event::ChunksHeld {
+            edge: EdgeId(edge),
+            entry: MOVIE,
+            chunks: std::iter::once(edge * 30..edge * 30 + 3).collect(),
+        }));
+        assert!(!fill.is_empty() && fill.iter().all(|a| a.reason == Reason::BackgroundFill));
+        let of_edge = fill.into_iter().filter(|a| a.from == FetchSource::Origin);
+        of_edge.map(|a| a.id).collect::<Vec<_>>()
+    };
+    let (own, others) = (fill(0), fill(1));
     let effects = bench.read(0, 1, 80 * CHUNK, true);
-    let ids: Vec<_> = fill.iter().map(|a| a.id).collect();
-    assert!(ids.iter().all(|id| cancelled(&effects).contains(id)));
+    let stopped = cancelled(&effects);
+    assert!(others.iter().all(|id| stopped.contains(id)), "{effects:?}");
+    assert!(own.iter().all(|id| !stopped.contains(id)), "paused there");
     assert!(assigned(&effects).iter().all(|a| a.level <= Level::High));
 }
 

@@ -54,6 +54,19 @@ fn two_sources_share_an_edge() {
     assert!(of(MOVIE).abs_diff(of(entry)) <= 2, "{given:?}");
 }
 
+/// Sets the levels of open assignments as they were changed.
+fn raise(open: &mut [Assignment], effects: &[Effect]) {
+    for effect in effects {
+        if let Effect::Reprioritise {
+            assignment, level, ..
+        } = effect
+        {
+            let changed = open.iter_mut().filter(|a| a.id == *assignment);
+            changed.for_each(|a| a.level = *level);
+        }
+    }
+}
+
 #[test]
 fn jobs_go_on_while_lookaheads_take_all_there_is() {
     let mut bench = Bench::new(1, 2);
@@ -101,6 +114,7 @@ fn jobs_go_on_while_lookaheads_take_all_there_is() {
             }));
         }
         open.extend(assigned(&effects));
+        raise(&mut open, &effects);
         open.sort_by_key(|a| (a.level, a.id));
         // The edge runs two, by level, and they end.
         for _ in 0..open.len().min(2) {
@@ -113,6 +127,7 @@ fn jobs_go_on_while_lookaheads_take_all_there_is() {
             bench.now += 50;
             let effects = bench.finish(0, ended.id);
             open.extend(assigned(&effects));
+            raise(&mut open, &effects);
             for id in cancelled(&effects) {
                 open.retain(|a| a.id != id);
                 open.extend(assigned(&bench.apply(Event::FetchCancelled {
