@@ -1,9 +1,10 @@
-//! Reports about connections of other proxies, tried on this edge.
+//! Reports about other caches and players, tried on this edge: connections, and origins without
+//! ranges.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
-use support::{Act, Origin, TestEdge};
+use support::{Act, Origin, TestEdge, content};
 
 /// An origin that gives an unused connection up says 408, which a request that is on its way takes
 /// for its answer.
@@ -22,4 +23,23 @@ async fn a_time_out_of_a_connection_is_no_answer() {
         answer.assert_bytes(200, b"ok");
     }
     edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_that_refuses_all_ranges_is_asked_as_its_client_asks() {
+    for status in [400, 406] {
+        let directory = tempfile::tempdir().unwrap();
+        let origin = Origin::start(100_000).await;
+        let edge = TestEdge::start(directory.path(), Some(&origin)).await;
+        origin.script(move |_, seen| match seen.range {
+            Some(_) => Act::Status(status, vec![]),
+            None => Act::Serve,
+        });
+        let whole = edge.get("/films/a", None).await;
+        whole.assert_bytes(200, &content(1, 0..100_000));
+        assert!(whole.header("cache-status").contains("no-ranges"));
+        let part = edge.get("/films/a", Some("bytes=5-9")).await;
+        assert_eq!(part.status, status);
+        edge.stop().await;
+    }
 }

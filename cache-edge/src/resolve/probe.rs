@@ -196,6 +196,10 @@ async fn attempt(
         {
             Ok(ProbeStep::AskAgain(Ask::Head))
         }
+        // Perhaps the object exists, and only ranges do not. The client may not have asked for one.
+        StatusCode::BAD_REQUEST | StatusCode::NOT_ACCEPTABLE if ask == Ask::Head => {
+            Ok(ProbeStep::Found(Finding::Unstorable("no-ranges")))
+        }
         StatusCode::PROXY_AUTHENTICATION_REQUIRED => Err(OriginError::Protocol(
             "it asks for credentials as a proxy does".into(),
         )),
