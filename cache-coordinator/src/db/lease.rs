@@ -158,33 +158,33 @@ impl LeaseKeeper {
     /// expires.
     pub async fn run(self, cancel: CancellationToken) {
         let mut requests = self.step_down.subscribe();
+        let mut stands_back_until = Instant::now();
         loop {
-            let looked = self.look().await;
+            let looked = self.look(Instant::now() >= stands_back_until).await;
             self.note_trouble(looked.as_ref().err().map(ToString::to_string));
             let pause = match looked {
                 Ok(Some((term, until))) => {
                     self.publish(Leadership::Leader { term });
                     tracing::info!(term, "leading");
-                    let asked = self.lead(term, until, &mut requests, &cancel).await;
-                    if asked {
-                        self.times.stand_back
-                    } else {
-                        Duration::ZERO
+                    if self.lead(term, until, &mut requests, &cancel).await {
+                        stands_back_until = Instant::now() + self.times.stand_back;
                     }
+                    Duration::ZERO
                 }
                 Ok(None) => jittered(self.times.poll_every),
                 Err(_) => jittered(self.times.renew_every),
             };
             tokio::select! {
+                biased;
                 () = cancel.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
             }
         }
     }
 
-    /// Takes the lease if it is free. Returns the term, and the time until which the lease
+    /// Takes the lease if it is free and `may_take`, else reads who has it. Returns the term, and the time until which the lease
     /// certainly holds.
-    async fn look(&self) -> Result<Option<(u64, Instant)>, DatabaseError> {
+    async fn look(&self, may_take: bool) -> Result<Option<(u64, Instant)>, DatabaseError> {
         let asked_at = Instant::now();
         let mut loan = self.database.lease_connection().await?;
         let result = async {
@@ -198,6 +198,9 @@ impl LeaseKeeper {
                     });
                     return Ok(None);
                 }
+            }
+            if !may_take {
+                return Ok(None);
             }
             let milliseconds = milliseconds(self.times.duration);
             let taken = executor

@@ -51,6 +51,16 @@ async fn a_step_down_hands_over_within_a_second_and_old_terms_are_fenced() {
         "{:?}",
         began.elapsed()
     );
+    // Who asks the former leader is told at once, not when it may lead again.
+    let leader_address = Some("http://two".to_owned());
+    let told = Leadership::Standby { leader_address };
+    let mut former = one.leadership.clone();
+    former.wait_for(|now| *now == told).await.unwrap();
+    assert!(
+        began.elapsed() < cache_coordinator::db::lease::LeaseTimes::default().stand_back,
+        "{:?}",
+        began.elapsed()
+    );
     assert!(matches!(
         watching.next().await,
         Some(Err(DatabaseError::NotLeader { .. }))
