@@ -267,7 +267,7 @@ impl Scheduler {
         if let Some(edge) = self.edges.get_mut(&edge_id) {
             edge.queues[level].insert(source, key);
         }
-        if level == Level::Critical as usize {
+        if level <= Level::High as usize {
             self.update_slots(edge_id);
         }
         self.count_queued(edge_id, entry, |queued| queued + 1);
@@ -305,7 +305,7 @@ impl Scheduler {
         if let Some(edge) = self.edges.get_mut(&edge_id) {
             edge.queues[level].remove(source_id, &key);
         }
-        if level == Level::Critical as usize {
+        if level <= Level::High as usize {
             self.update_slots(edge_id);
         }
         self.count_queued(edge_id, entry, |queued| queued.saturating_sub(1));

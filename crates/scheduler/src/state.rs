@@ -200,7 +200,8 @@ impl Edge {
     pub fn has_room(&self) -> bool {
         let room =
             self.slots_used() < self.max_downloads || self.queued_ahead() < self.max_downloads;
-        self.alive && (room || !self.queues[Level::Critical as usize].is_empty())
+        let preempting = &self.queues[..=Level::High as usize];
+        self.alive && (room || preempting.iter().any(|queue| !queue.is_empty()))
     }
 
     pub fn critical(&self) -> u32 {
