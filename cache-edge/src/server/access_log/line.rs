@@ -20,6 +20,9 @@ pub(super) const W3C_HEADER: &str = "#Version: 1.0\n\
     #Fields: date time c-ip cs-method cs-uri-stem cs-uri-query cs-version sc-status sc-bytes \
     time-taken x-first-byte x-cache-status cs(Range) cs(User-Agent) cs(Referer)\n";
 
+/// The status of a request whose client left before its answer began; nginx writes it, too.
+const LEFT_UNANSWERED: u16 = 499;
+
 const CMCD: [&str; 4] = ["cmcd-request", "cmcd-object", "cmcd-status", "cmcd-session"];
 /// Replaces a secret.
 const REDACTED: &str = "-";
@@ -88,7 +91,7 @@ impl Pending {
             traceparent: request.headers.get("traceparent").cloned(),
             span: None,
             cmcd: cmcd.cloned().collect(),
-            status: StatusCode::OK,
+            status: StatusCode::from_u16(LEFT_UNANSWERED).unwrap_or_default(),
             cache_status: None,
             etag: None,
             bytes: 0,

@@ -243,6 +243,29 @@ mod tests {
     }
 
     #[test]
+    fn a_client_that_left_before_its_answer_got_no_200() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let options = format!("json:{}", path.display()).parse().unwrap();
+        let log = AccessLog::start(&options, None).unwrap();
+        let (request, ()) = http::Request::get("/films/a")
+            .body(())
+            .unwrap()
+            .into_parts();
+        drop(Pending::new(&log, &request, [127, 0, 0, 1].into()));
+        let mut answered = Pending::new(&log, &request, [127, 0, 0, 1].into());
+        answered.answered(&http::Response::new(()), false);
+        drop(answered);
+        log.close();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let statuses = text
+            .lines()
+            .map(|line| line.contains(r#""status":499"#))
+            .collect::<Vec<_>>();
+        assert_eq!(statuses, [true, false], "{text}");
+    }
+
+    #[test]
     fn what_is_queued_is_written_before_the_end() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
