@@ -334,6 +334,26 @@ fn background_work_gives_way_to_what_an_edge_asks() {
 }
 
 #[test]
+fn for_a_lost_edges_connections_nothing_gives_way() {
+    let mut cluster = Cluster::new(6, 0);
+    cluster.open_entry(0);
+    let mut given = Vec::new();
+    for (edge, chunks) in [(0, 0..8), (1, 32..64)] {
+        given.extend(assigned(&cluster.apply(Event::WantSet {
+            want: WantId(u64::from(edge)),
+            edge: EdgeId(edge),
+            entry: EntryNo(0),
+            chunks: vec![chunks],
+            level: Level::Medium,
+        })));
+    }
+    assert!(given.iter().any(|a| a.edge == EdgeId(0)) && given.len() > 3);
+    cluster.say(0, 0, 1);
+    let effects = cluster.apply(Event::EdgeLost { edge: EdgeId(1) });
+    assert_eq!(cancelled(&effects), [], "its own are over");
+}
+
+#[test]
 fn readers_that_wait_keep_half() {
     let mut cluster = Cluster::new(4, 0);
     cluster.say(0, 0, 9);
