@@ -182,8 +182,8 @@ impl LeaseKeeper {
         }
     }
 
-    /// Takes the lease if it is free and `may_take`, else reads who has it. Returns the term, and the time until which the lease
-    /// certainly holds.
+    /// Takes the lease if it is free and `may_take`, else reads who has it. Returns the term, and
+    /// the time until which the lease certainly holds.
     async fn look(&self, may_take: bool) -> Result<Option<(u64, Instant)>, DatabaseError> {
         let asked_at = Instant::now();
         let mut loan = self.database.lease_connection().await?;

@@ -393,7 +393,8 @@ pub(super) async fn explained(response: Response) -> Response {
     let detail = match parts.status {
         _ if !text.is_empty() => &String::from_utf8_lossy(&text),
         StatusCode::NOT_FOUND => "nothing is here; /openapi.json and / name what is",
-        _ => "the path exists, but not with this method",
+        StatusCode::METHOD_NOT_ALLOWED => "the path exists, but not with this method",
+        status => status.canonical_reason().unwrap_or_default(),
     };
     let problem = problem(parts.status, detail);
     parts.headers.remove(header::CONTENT_LENGTH);
