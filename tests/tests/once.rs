@@ -52,7 +52,7 @@ fn thirty_readers_cost_the_origin_one_film() {
     );
 }
 
-/// What a fill was asked for when a fast reader comes is paused, not asked for again.
+/// A fill that a fast reader interrupts is paused, not asked for again.
 #[test]
 fn a_read_beside_its_background_fill_costs_the_origin_one_film() {
     const FILM: u64 = 96 * MIB;

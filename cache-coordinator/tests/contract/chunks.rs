@@ -202,7 +202,7 @@ async fn chunks_are_stored_found_and_reconciled() {
     assert!(!one.writer.write(end).await.unwrap().value);
     assert_eq!(one.database.jobs(false, 10).await.unwrap(), vec![]);
     assert_eq!(one.database.jobs(true, 10).await.unwrap().len(), 1);
-    // Of each entry, those that ended last are kept.
+    // Each entry keeps the jobs that ended last.
     let mut last = job.id;
     for _ in 0..1_001 {
         last = Uuid::new_v4();

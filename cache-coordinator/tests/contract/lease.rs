@@ -51,7 +51,7 @@ async fn a_step_down_hands_over_within_a_second_and_old_terms_are_fenced() {
         "{:?}",
         began.elapsed()
     );
-    // Who asks the former leader is told at once, not when it may lead again.
+    // The former leader names its successor at once, not only when it may lead again.
     let leader_address = Some("http://two".to_owned());
     let told = Leadership::Standby { leader_address };
     let mut former = one.leadership.clone();

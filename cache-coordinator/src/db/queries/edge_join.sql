@@ -1,5 +1,5 @@
--- Begins a session with a new epoch, so that messages of older sessions change nothing. An edge that
--- is known takes no number from the sequence of ids, which would end after 2^31 sessions.
+-- Begins a session with a new epoch, so that messages of older sessions change nothing. An edge
+-- that is known takes no number from the sequence of ids, which would end after 2^31 sessions.
 WITH known AS (
     UPDATE edges
     SET url = $2, store_id = $3, bytes_allowed = $4, epoch = epoch + 1, last_seen = now(),

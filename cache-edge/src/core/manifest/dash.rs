@@ -443,7 +443,7 @@ impl Level {
     }
 }
 
-/// What the MPD's periods name as their starts.
+/// The start that each period of the MPD names.
 fn starts_of_periods(text: &str) -> std::vec::IntoIter<Option<Duration>> {
     let mut reader = Reader::from_str(text);
     let mut starts = Vec::new();

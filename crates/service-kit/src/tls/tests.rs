@@ -158,7 +158,8 @@ fn errors_name_the_file() {
     assert!(error.contains("own certificate first"), "{error}");
     // As OpenSSL writes them, with a header of PEM or as PKCS#8.
     for encrypted in [
-        "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nAAAA\n-----END EC PRIVATE KEY-----\n",
+        "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\n\
+         AAAA\n-----END EC PRIVATE KEY-----\n",
         "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n",
     ] {
         let error = files::private_key(Path::new("k"), encrypted.as_bytes());
