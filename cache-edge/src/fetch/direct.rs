@@ -78,7 +78,9 @@ async fn once(
     sender: &mpsc::Sender<Result<Bytes, ReadError>>,
 ) -> Result<(), OriginError> {
     let incoming = fetcher.incoming.of(file);
-    let OpenAnswer { mut response, part } = fetcher
+    let OpenAnswer {
+        mut response, part, ..
+    } = fetcher
         .open(file, &incoming, *range, RequestClass::Foreground)
         .await?;
     let mut skip = if part == Part::Whole { range.start } else { 0 };

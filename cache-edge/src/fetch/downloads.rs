@@ -17,8 +17,8 @@ use chunkcache_proto::{ChunkIndex, EntryId, FetchId, Level, v1};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-pub use super::run::Assignment;
 use super::{
+    Assignment,
     handle::{FetchHandle, StopMode},
     run::{Fetcher, OpenAnswer, RunEnd},
 };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chunkcache_proto::ByteRange;
 
-use super::run::Assignment;
+use super::Assignment;
 use crate::readers::{EntryIncoming, IncomingChunk, incoming_chunk::ChunkClaim};
 
 pub(super) struct Gap {
@@ -74,15 +74,5 @@ pub(super) fn next_gap(assignment: &Assignment, incoming: &Arc<EntryIncoming>) -
     match foreign {
         Some(incoming_chunk) => NextStep::Foreign(incoming_chunk),
         None => NextStep::Done,
-    }
-}
-
-impl Assignment {
-    /// All bytes of its chunks.
-    #[must_use]
-    pub fn run(&self) -> ByteRange {
-        self.file
-            .geometry()
-            .run_range(self.first_chunk, self.chunk_count)
     }
 }

@@ -5,6 +5,7 @@
 //! all retries; `stream` writes one answer's body into the store, one checked block at a time.
 //! Knows readers by their incoming chunks only, and origins and peers through `upstream`.
 
+mod assignment;
 pub mod direct;
 pub mod downloads;
 mod gap;
@@ -13,4 +14,5 @@ mod retries;
 pub mod run;
 mod stream;
 
-pub use downloads::{Assignment, Downloads};
+pub use assignment::Assignment;
+pub use downloads::Downloads;

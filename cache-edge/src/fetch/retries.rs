@@ -5,7 +5,7 @@ use std::time::Duration;
 use service_kit::backoff::Backoff;
 use tokio::time::Instant;
 
-use super::run::Assignment;
+use super::Assignment;
 use crate::upstream::OriginError;
 
 const FIRST_WAIT: Duration = Duration::from_millis(150);

@@ -6,9 +6,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use chunkcache_proto::{ByteRange, ChunkIndex, EntryId, FetchId, Level, identity::belongs_to, v1};
+use chunkcache_proto::{ByteRange, EntryId, Level, identity::belongs_to, v1};
 
 use super::{
+    Assignment,
     gap::{Gap, NextStep, next_gap},
     handle::{FetchHandle, StopMode},
     retries::Retries,
@@ -33,60 +34,6 @@ use chunk_store::EntryFile;
 const PEER_PATIENCE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 /// Time between checks of chunks that another fetch is bringing.
 const FOREIGN_WAIT: Duration = Duration::from_secs(1);
-
-/// A run to fetch, assigned or local.
-#[derive(Clone)]
-pub struct Assignment {
-    pub id: FetchId,
-    pub file: Arc<EntryFile>,
-    pub first_chunk: ChunkIndex,
-    pub chunk_count: u32,
-    pub level: Level,
-    /// Milliseconds from now.
-    pub deadline_in_ms: u32,
-    /// The byte to begin at.
-    pub start_at: u64,
-    /// Base URL of the peer to fetch from.
-    pub peer: Option<String>,
-    /// The reader it was assigned for; 0: no reader whose departure the edge could notice.
-    pub reader: u64,
-}
-
-impl Assignment {
-    /// Whether this edge decided on it.
-    #[must_use]
-    pub fn is_local(&self) -> bool {
-        self.id.is_local()
-    }
-
-    #[must_use]
-    pub fn class(&self) -> RequestClass {
-        match self.level {
-            _ if !self.is_local() => RequestClass::Assigned,
-            Level::Critical => RequestClass::Foreground,
-            _ => RequestClass::Background,
-        }
-    }
-
-    /// The name of the entry's source.
-    #[must_use]
-    pub fn source(&self) -> Arc<str> {
-        self.file.source().into()
-    }
-
-    /// Whether all its chunks are here.
-    #[must_use]
-    pub fn is_complete(&self) -> bool {
-        let end = self.first_chunk.saturating_add(self.chunk_count);
-        (self.first_chunk..end).all(|chunk| self.file.is_present(chunk))
-    }
-
-    /// Whether it is from an origin and on behalf of a reader.
-    #[must_use]
-    pub fn is_ahead(&self) -> bool {
-        self.peer.is_none() && (self.reader != 0 || self.level <= Level::High)
-    }
-}
 
 /// How a fetch ended.
 #[derive(Debug)]
@@ -115,6 +62,19 @@ pub struct Failure {
 pub struct OpenAnswer {
     pub response: Response,
     pub part: Part,
+    /// An origin may close a connection that nobody reads for long: that is no failure of it.
+    was_paused: bool,
+}
+
+impl OpenAnswer {
+    #[must_use]
+    pub fn new(response: Response, part: Part) -> Self {
+        Self {
+            response,
+            part,
+            was_paused: false,
+        }
+    }
 }
 
 /// The dependencies of a fetch.
@@ -193,6 +153,7 @@ impl Fetcher {
             };
             let before = handle.bytes_done();
             let (answer, peer) = (opened.take(), from_peer.as_deref());
+            let was_paused = answer.as_ref().is_some_and(|answer| answer.was_paused);
             let fetching = self.fetch(assignment, handle, &incoming, gap, answer, peer);
             let result = fetching.await;
             let came = handle.bytes_done().saturating_sub(before);
@@ -208,7 +169,10 @@ impl Fetcher {
                     continue;
                 }
                 Err(FetchInterruption::Stop(stop)) => return stop.into(),
-                Err(FetchInterruption::Pause(rest)) => return RunEnd::Paused(Some(rest)),
+                Err(FetchInterruption::Pause(mut rest)) => {
+                    rest.was_paused = true;
+                    return RunEnd::Paused(Some(rest));
+                }
                 Err(FetchInterruption::Store(error)) => {
                     return RunEnd::Failed(store_failure(&error));
                 }
@@ -240,6 +204,10 @@ impl Fetcher {
                 // Not the origin's fault: readers that still need the chunk ask again.
                 Err(FetchInterruption::Origin(OriginError::TooManyWaiting)) => {
                     return RunEnd::Stopped;
+                }
+                Err(FetchInterruption::Origin(error)) if was_paused => {
+                    tracing::debug!(%error, "a paused answer ended");
+                    continue;
                 }
                 Err(FetchInterruption::Origin(error)) => error,
             };
@@ -448,10 +416,7 @@ impl Fetcher {
             if let Err(error) = &part {
                 source.heed(error, now_ms());
             }
-            return Ok(OpenAnswer {
-                part: part?,
-                response,
-            });
+            return Ok(OpenAnswer::new(response, part?));
         }
     }
 

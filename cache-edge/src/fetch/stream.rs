@@ -7,8 +7,9 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::time::Instant;
 
 use super::{
+    Assignment,
     handle::{FetchHandle, StopMode},
-    run::{Assignment, FetchInterruption, Fetcher, OpenAnswer},
+    run::{FetchInterruption, Fetcher, OpenAnswer},
 };
 use crate::upstream::{OriginError, Response, answer::Part};
 use crate::{
@@ -139,8 +140,8 @@ impl Fetcher {
                     // A paused fetch keeps no permit that a more urgent fetch may need.
                     if stop == StopMode::Preempted && !response.has_permit() {
                         let part = Part::Range(ByteRange::new(offset, range.end));
-                        let opened = OpenAnswer { response, part };
-                        return Err(FetchInterruption::Pause(Box::new(opened)));
+                        let rest = OpenAnswer::new(response, part);
+                        return Err(FetchInterruption::Pause(Box::new(rest)));
                     }
                     if stop == StopMode::Preempted {
                         return Err(FetchInterruption::Stop(stop));
@@ -210,10 +211,8 @@ impl Fetcher {
             let last = geometry.chunk_of(range.end.saturating_sub(1));
             if geometry.chunk_of(offset) == last && !response.has_permit() {
                 let part = Part::Range(ByteRange::new(offset, range.end));
-                return Err(FetchInterruption::Pause(Box::new(OpenAnswer {
-                    response,
-                    part,
-                })));
+                let rest = OpenAnswer::new(response, part);
+                return Err(FetchInterruption::Pause(Box::new(rest)));
             }
             return Err(FetchInterruption::Stop(
                 handle.wanted_stop().unwrap_or(stop),

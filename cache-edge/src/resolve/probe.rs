@@ -384,7 +384,7 @@ fn adopt(
         objects
             .parts()
             .downloads
-            .adopt(order, OpenAnswer { response, part });
+            .adopt(order, OpenAnswer::new(response, part));
     }
     Ok(Finding::Object(bound, probed))
 }

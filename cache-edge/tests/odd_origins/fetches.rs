@@ -172,6 +172,34 @@ async fn a_fetch_that_is_stopped_at_its_end_is_finished() {
     assert!(matches!(end, RunEnd::Finished), "{end:?}");
 }
 
+/// An origin may close a connection that a paused fetch does not read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_answer_that_is_cut_is_no_failure_of_its_origin() {
+    let (_directory, origin, edge) = pair().await;
+    let file = known(&edge).await;
+    let before = origin.requests();
+    origin.script(|_, seen| match seen.range {
+        Some((0, _)) => Act::CutAfter(100_000),
+        _ => Act::Serve,
+    });
+    let fetcher = edge.edge.downloads.fetcher();
+    let order = order(1_u64, &file, 0, Level::High);
+    let incoming = fetcher.incoming.of(&file);
+    let opened = fetcher.open(&file, &incoming, order.run(), order.class());
+    let opened = opened.await.unwrap();
+    let handle = FetchHandle::new(0, 0, |_| {});
+    handle.stop(StopMode::Preempted);
+    let end = fetcher.run(&order, &handle, Some(opened)).await;
+    let RunEnd::Paused(Some(rest)) = end else {
+        panic!("{end:?}");
+    };
+    let handle = FetchHandle::new(0, 0, |_| {});
+    let end = fetcher.run(&order, &handle, Some(*rest)).await;
+    assert!(matches!(end, RunEnd::Finished), "{end:?}");
+    assert_eq!(origin.requests(), before + 2, "the rest was asked for once");
+    assert_eq!(fetcher.counters.origin_errors.get(), 0);
+}
+
 /// A chunk that an edge completes in the background is raised to the level at which another edge
 /// requests it. Meanwhile that edge learns that its bytes are awaited.
 #[tokio::test(flavor = "multi_thread")]
