@@ -1,17 +1,26 @@
-//! Origins that speak HTTP/2, frame by frame: how their bodies end.
+//! Origins that speak HTTP/2: how their bodies end, frame by frame, and that one body does not stop
+//! others.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use chunkcache_proto::v1;
+use futures_util::stream;
+use http::{Request, Response};
+use http_body_util::StreamBody;
+use hyper::body::{Bytes, Frame, Incoming};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
 use parking_lot::Mutex;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use support::{Origin, TestEdge};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
 };
 
 const CERTIFICATE: &str = include_str!("http/test-cert.pem");
@@ -43,8 +52,7 @@ fn head(stream: u32, lifetime: &str) -> Vec<u8> {
 
 type Answer = Arc<Mutex<Box<dyn Fn(u32) -> Vec<u8> + Send>>>;
 
-/// An origin that sends these bytes for each request, and the requests that it got.
-async fn origin(answer: Answer) -> (SocketAddr, Arc<Mutex<usize>>) {
+fn acceptor(protocols: &[&str]) -> tokio_rustls::TlsAcceptor {
     service_kit::tls::install_provider();
     let certificate = CertificateDer::from_pem_slice(CERTIFICATE.as_bytes()).unwrap();
     let key = PrivateKeyDer::from_pem_slice(KEY.as_bytes()).unwrap();
@@ -52,8 +60,26 @@ async fn origin(answer: Answer) -> (SocketAddr, Arc<Mutex<usize>>) {
         .with_no_client_auth()
         .with_single_cert(vec![certificate], key)
         .unwrap();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let protocols = protocols.iter().map(|name| name.as_bytes().to_vec());
+    config.alpn_protocols = protocols.collect();
+    tokio_rustls::TlsAcceptor::from(Arc::new(config))
+}
+
+async fn edge_of(directory: &std::path::Path, address: SocketAddr) -> TestEdge {
+    let unused = Origin::start(1).await;
+    TestEdge::start_with(directory, Some(&unused), |_, source| {
+        source.base_url = format!("https://{address}/library");
+        source.connection = Some(v1::OriginConnection {
+            ca_pem: CERTIFICATE.into(),
+            ..v1::OriginConnection::default()
+        });
+    })
+    .await
+}
+
+/// An origin that sends these bytes for each request, and the requests that it got.
+async fn origin(answer: Answer) -> (SocketAddr, Arc<Mutex<usize>>) {
+    let acceptor = acceptor(&["h2"]);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, requests) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(0)));
     let counted = requests.clone();
@@ -95,15 +121,7 @@ async fn a_body_that_is_reset_without_an_error_is_no_end() {
     let directory = tempfile::tempdir().unwrap();
     let answer: Answer = Arc::new(Mutex::new(Box::new(|_| Vec::new())));
     let (address, requests) = origin(answer.clone()).await;
-    let unused = Origin::start(1).await;
-    let edge = TestEdge::start_with(directory.path(), Some(&unused), |_, source| {
-        source.base_url = format!("https://{address}/library");
-        source.connection = Some(v1::OriginConnection {
-            ca_pem: CERTIFICATE.into(),
-            ..v1::OriginConnection::default()
-        });
-    })
-    .await;
+    let edge = edge_of(directory.path(), address).await;
     type End = fn(u32) -> Vec<u8>;
     let ends: [(&str, End, bool); 5] = [
         ("end", |id| frame(DATA, END_STREAM, id, b"!"), false),
@@ -143,4 +161,71 @@ async fn a_body_that_is_reset_without_an_error_is_no_end() {
         }
     }
     edge.stop().await;
+}
+
+type Body = StreamBody<stream::BoxStream<'static, Result<Frame<Bytes>, Infallible>>>;
+
+/// A body without an end for `/library/endless…`, else a short one.
+async fn answer(request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    let piece = || Ok(Frame::data(Bytes::from_static(&[7; 16 << 10])));
+    let is_endless = request.uri().path().starts_with("/library/endless");
+    let (lifetime, body): (_, stream::BoxStream<'static, _>) = match is_endless {
+        true => ("no-store", Box::pin(stream::repeat_with(piece))),
+        false => ("max-age=60", Box::pin(stream::once(async move { piece() }))),
+    };
+    let answer = Response::builder().header("Cache-Control", lifetime);
+    Ok(answer.body(StreamBody::new(body)).unwrap())
+}
+
+/// Clients that take nothing leave streams unread, more than the origin allows on one connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_nobody_reads_stop_no_others() {
+    const STREAMS: usize = 50;
+    let directory = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let acceptor = acceptor(&["h2", "http/1.1"]);
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let versions = seen.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, versions) = (acceptor.clone(), versions.clone());
+            tokio::spawn(async move {
+                let stream = acceptor.accept(stream).await.ok()?;
+                let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+                    versions.lock().push(request.version());
+                    answer(request)
+                });
+                let mut builder = auto::Builder::new(TokioExecutor::new());
+                builder.http2().max_concurrent_streams(STREAMS as u32);
+                let served = builder.serve_connection(TokioIo::new(stream), service);
+                served.await.ok()
+            });
+        }
+    });
+    let edge = edge_of(directory.path(), address).await;
+    let mut unread = Vec::new();
+    for number in 0..STREAMS + 5 {
+        let mut client = TcpStream::connect(edge.address).await.unwrap();
+        let request = format!("GET /films/endless{number} HTTP/1.1\r\nHost: a\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        client.readable().await.unwrap();
+        unread.push(client);
+        if [0, 1, STREAMS - 1].contains(&number) {
+            // The first ones' windows are full.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let path = format!("/films/short{number}");
+            let got = edge.get(&path, None);
+            let got = tokio::time::timeout(Duration::from_secs(5), got)
+                .await
+                .unwrap();
+            assert_eq!((got.status, got.body.len()), (200, 16 << 10), "{number}");
+        }
+    }
+    let got = edge.get("/films/last", None).await;
+    assert_eq!(got.status, 200);
+    let seen = seen.lock();
+    for version in [http::Version::HTTP_2, http::Version::HTTP_11] {
+        assert!(seen.contains(&version), "{version:?}");
+    }
 }

@@ -112,6 +112,16 @@ impl Count {
     }
 }
 
+impl CountedStream {
+    /// How many of its kind there are now, with this one.
+    #[must_use]
+    pub fn at_a_time(&self) -> usize {
+        let mut counts = self.of.counts.lock();
+        let count = counts.get_mut(&self.authority);
+        count.map_or(0, |count| *count.of(self.kind))
+    }
+}
+
 impl Drop for CountedStream {
     fn drop(&mut self) {
         let mut counts = self.of.counts.lock();

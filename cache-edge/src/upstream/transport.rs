@@ -82,6 +82,15 @@ fn is_this_machine(target: &Uri) -> bool {
         || address.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
 }
 
+/// What a stream of HTTP/2 may send before it is read. A paused fetch, or a client that takes
+/// nothing, leaves so much unread, and that must not stop the other streams: the connection's
+/// window is larger than those of all its streams.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 1 << 30;
+/// Beyond so many answers at a time, further requests to an origin use HTTP/1.1: servers limit the
+/// streams of a connection, and unread ones count.
+const MAX_STREAMS: usize = 32;
+
 /// How connections are made and kept.
 #[derive(Clone, Default)]
 pub struct Dialing {
@@ -95,10 +104,14 @@ pub struct Dialing {
     pub http2: bool,
 }
 
+type Http = HyperClient<Counting<HttpsConnector<Dialer>>, Empty<Bytes>>;
+
 /// A client with its connections. Cheap to clone; clones share them.
 #[derive(Clone)]
 pub struct Transport {
-    http: HyperClient<Counting<HttpsConnector<Dialer>>, Empty<Bytes>>,
+    http1: Http,
+    /// Offers both versions.
+    http2: Option<Http>,
     pub(super) connections: Connections,
     pub(super) names: Names,
     dialing: Arc<Dialing>,
@@ -127,18 +140,13 @@ impl Transport {
             names: names.clone(),
             dialing: dialing.clone(),
         };
-        let https = HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_or_http()
-            .enable_http1();
-        let https = if dialing.http2 {
-            https.enable_http2().wrap_connector(dialer)
-        } else {
-            https.wrap_connector(dialer)
+        let https = || {
+            let builder = HttpsConnectorBuilder::new().with_tls_config(tls.clone());
+            builder.https_or_http().enable_http1()
         };
         let connections = Connections::default();
-        let http = HyperClient::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
+        let mut http = HyperClient::builder(TokioExecutor::new());
+        http.pool_timer(TokioTimer::new())
             .timer(TokioTimer::new())
             .pool_max_idle_per_host(IDLE_PER_HOST)
             .pool_idle_timeout(IDLE_TIMEOUT.min(dialing.max_age))
@@ -149,14 +157,22 @@ impl Transport {
             .http1_allow_obsolete_multiline_headers_in_responses(true)
             .http1_ignore_invalid_headers_in_responses(true)
             .http1_read_buf_exact_size(READ_BYTES)
-            .http2_adaptive_window(true)
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .build(Counting {
-                inner: https,
+            .http2_initial_stream_window_size(STREAM_WINDOW)
+            .http2_initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_keep_alive_interval(Duration::from_secs(10));
+        let client = |inner: HttpsConnector<Dialer>| {
+            http.build(Counting {
+                inner,
                 connections: connections.clone(),
-            });
+            })
+        };
+        let http2 = dialing
+            .http2
+            .then(|| client(https().enable_http2().wrap_connector(dialer.clone())));
+        let http1 = client(https().wrap_connector(dialer));
         Self {
-            http,
+            http1,
+            http2,
             connections,
             names,
             dialing,
@@ -180,7 +196,10 @@ impl Transport {
         }
         let connection = capture_connection(&mut request);
         let used = self.connections.used(request.uri());
-        let response = self.http.request(request).await?;
+        let is_tls = request.uri().scheme() == Some(&http::uri::Scheme::HTTPS);
+        let few = |_: &&Http| is_tls && used.at_a_time() <= MAX_STREAMS;
+        let http = self.http2.as_ref().filter(few).unwrap_or(&self.http1);
+        let response = http.request(request).await?;
         let since = response.extensions().get::<Since>();
         if since.is_some_and(|since| since.0.elapsed() >= self.dialing.max_age)
             && let Some(connection) = connection.connection_metadata().as_ref()
