@@ -79,8 +79,7 @@ def rules_of(path):
 def panels_of(path):
     for panel in json.load(open(path))["panels"]:
         for target in panel.get("targets", []):
-            expression = target["expr"].replace("$__rate_interval", "1m").replace("$instance",
-                ".*").replace("$source", ".*")
+            expression = re.sub(r"\$[a-z]+", ".*", target["expr"].replace("$__rate_interval", "1m"))
             yield panel["title"], expression, set(
                 re.findall(r"{{(\w+)}}", target.get("legendFormat", ""))
             )
