@@ -208,6 +208,8 @@ fn over_http_with_a_method_of_its_own() {
     assert!(cache_status(cluster.edge().http, &target).contains("fwd=stale"));
     let by_tag = Call::new("PURGE", "/").header("Surrogate-Key", "y z");
     assert_eq!(purge(by_tag)["purged"], 1);
+    let nothing = Call::new("PURGE", "/").send(address).expect(400);
+    assert!(nothing.text().contains("expected /SOURCE/PATH"));
     Call::new("PURGE", "/unknown/a").send(address).expect(404);
     Call::new("PURGE", "/media/..%2fa")
         .send(address)

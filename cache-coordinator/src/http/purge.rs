@@ -114,6 +114,10 @@ fn selectors(target: &str, headers: &HeaderMap) -> Result<Vec<PurgeSelector>, Se
             .map(|tag| selector(Objects::Tag(tag.to_owned())))
             .collect());
     }
+    if source.is_empty() {
+        let expected = "expected /SOURCE/PATH, or / with Surrogate-Key";
+        return Err(ServiceError::invalid("path", expected));
+    }
     Ok(vec![selector(if path.is_empty() {
         Objects::All(true)
     } else if path.contains('*') {

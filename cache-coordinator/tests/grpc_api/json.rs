@@ -79,6 +79,13 @@ async fn what_is_no_call_says_what_would_be_one() {
     let head = "POST /chunkcache.v1.CacheService/ListSources HTTP/1.1\r\nContent-Type: text/plain";
     let (status, _) = exchange(&coordinator, head, "{}").await;
     assert_eq!(status, 415);
+    let head = format!(
+        "{}\r\nContent-Encoding: gzip",
+        head.replace("text/plain", "application/json")
+    );
+    let (status, body) = exchange(&coordinator, &head, "{}").await;
+    assert_eq!(status, 415);
+    named(&serde_json::from_str(&body).unwrap(), "Content-Encoding");
     let head =
         "POST /chunkcache.v1.EdgeService/ResolveKey HTTP/1.1\r\nContent-Type: application/json";
     let (status, _) = exchange(&coordinator, head, "{}").await;

@@ -146,8 +146,12 @@ async fn translate(
     let headers = request.headers().clone();
     // Accept only requests that a page of another site cannot send without our consent: callers
     // prove in no other way that they are not such a page.
-    if !is_json(&headers) {
-        let message = "expected Content-Type: application/json";
+    // A coded body is no JSON either.
+    let coding = headers.get(header::CONTENT_ENCODING);
+    let is_coded =
+        coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+    if is_coded || !is_json(&headers) {
+        let message = "expected Content-Type: application/json, without a Content-Encoding";
         let status = Status::invalid_argument(message);
         return Err(CallFailure::Http(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,

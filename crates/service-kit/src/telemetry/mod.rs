@@ -20,6 +20,7 @@ use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_sdk::logs::SdkLoggerProvider;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use prometheus_client::metrics::counter::Counter;
+use tokio::task::spawn_blocking;
 use tracing_subscriber::filter::{FilterExt, LevelFilter, filter_fn};
 use tracing_subscriber::layer::{Filter, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -124,20 +125,23 @@ impl Telemetry {
     /// only.
     pub async fn shutdown(self) {
         let lines = self.lines;
-        let stop = move || {
-            let traces = self.traces.shutdown_with_timeout(EXPORT_TIMEOUT);
-            let logs = self
-                .logs
-                .map(|logs| logs.shutdown_with_timeout(EXPORT_TIMEOUT));
-            traces.and(logs.unwrap_or(Ok(())))
-        };
-        match tokio::task::spawn_blocking(stop).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the last traces or logs were not sent"),
-            Err(error) => tracing::warn!(%error, "the last traces or logs were not sent"),
+        let (traces, logs) = (self.traces, self.logs);
+        // Both at once: a silent collector takes each its whole time.
+        let stops = [
+            spawn_blocking(move || traces.shutdown_with_timeout(EXPORT_TIMEOUT)),
+            spawn_blocking(move || {
+                logs.map_or(Ok(()), |it| it.shutdown_with_timeout(EXPORT_TIMEOUT))
+            }),
+        ];
+        for stop in stops {
+            match stop.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "the last traces or logs were not sent"),
+                Err(error) => tracing::warn!(%error, "the last traces or logs were not sent"),
+            }
         }
         // Fails only if it panics.
-        let _ = tokio::task::spawn_blocking(move || lines.close()).await;
+        let _ = spawn_blocking(move || lines.close()).await;
     }
 }
 
@@ -251,6 +255,15 @@ fn parse_filter(text: &str) -> Result<String, String> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::sync::{Arc, Barrier};
+
+    use opentelemetry::InstrumentationScope;
+    use opentelemetry_sdk::{
+        error::OTelSdkResult,
+        logs::{LogProcessor, SdkLogRecord},
+        trace::SpanProcessor,
+    };
+
     use super::*;
 
     #[test]
@@ -296,5 +309,45 @@ mod tests {
             };
             telemetry.shutdown().await;
         }
+    }
+
+    /// Ends only when another one ends at the same time.
+    #[derive(Debug)]
+    struct Together(Arc<Barrier>);
+
+    impl SpanProcessor for Together {
+        fn on_start(&self, _: &mut opentelemetry_sdk::trace::Span, _: &opentelemetry::Context) {}
+        fn on_end(&self, _: opentelemetry_sdk::trace::SpanData) {}
+        fn force_flush(&self) -> OTelSdkResult {
+            Ok(())
+        }
+        fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
+            self.0.wait();
+            Ok(())
+        }
+    }
+
+    impl LogProcessor for Together {
+        fn emit(&self, _: &mut SdkLogRecord, _: &InstrumentationScope) {}
+        fn force_flush(&self) -> OTelSdkResult {
+            Ok(())
+        }
+        fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
+            self.0.wait();
+            Ok(())
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_silent_collector_holds_up_the_end_once() {
+        let both = Arc::new(Barrier::new(2));
+        let traces = SdkTracerProvider::builder().with_span_processor(Together(both.clone()));
+        let logs = SdkLoggerProvider::builder().with_log_processor(Together(both));
+        let telemetry = Telemetry {
+            traces: traces.build(),
+            logs: Some(logs.build()),
+            lines: LogLines::start(std::io::sink(), Counter::default()).unwrap(),
+        };
+        telemetry.shutdown().await;
     }
 }
