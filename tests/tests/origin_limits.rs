@@ -244,3 +244,26 @@ fn readers_on_three_edges_share_two_connections_and_the_whole_rate() {
     let most = cluster.origin.most_connections();
     assert!(most <= 2, "{most} connections");
 }
+
+/// Players that are paused take nothing, and anybody can do the same.
+#[test]
+fn clients_that_take_nothing_keep_no_connection_that_others_wait_for() {
+    const FILM: u64 = 32 * MIB;
+    let cluster = limited(1);
+    let object = |seed| Object::generated(seed, FILM).header("Cache-Control", "no-store");
+    let mut resting: Vec<_> = (0..LIMIT as u64 + 1)
+        .map(|seed| {
+            let target = cluster.put(&format!("/rests-{seed}.mp4"), object(seed));
+            Call::get(&target).open(cluster.edge().http)
+        })
+        .collect();
+    let target = cluster.put("/film.mp4", Object::generated(9, FILM));
+    let reply = Call::get(&target).range(MIB, 2 * MIB);
+    let reply = reply.send(cluster.edge().http).expect(206);
+    assert!(reply.body == content::bytes(9, MIB, 2 * MIB));
+    for (seed, reply) in resting.iter_mut().enumerate() {
+        let rest = reply.as_mut().unwrap().take(FILM as usize).unwrap();
+        assert!(rest == content::bytes(seed as u64, 0, FILM), "{seed}");
+    }
+    assert!(cluster.origin.most_connections() <= LIMIT);
+}

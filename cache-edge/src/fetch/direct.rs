@@ -8,7 +8,11 @@ use chunkcache_proto::ByteRange;
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::fetch::run::{Fetcher, OpenAnswer};
-use crate::upstream::{OriginError, RequestClass, answer::Part};
+use crate::upstream::{
+    OriginError, RequestClass,
+    answer::Part,
+    give_way::{self, MAY_REST},
+};
 use crate::{readers::DirectBytes, resolve::ports::ReadError, worker_pool::Workers};
 use chunk_store::EntryFile;
 use service_kit::backoff::Backoff;
@@ -78,13 +82,18 @@ async fn once(
     sender: &mpsc::Sender<Result<Bytes, ReadError>>,
 ) -> Result<(), OriginError> {
     let incoming = fetcher.incoming.of(file);
-    let OpenAnswer {
-        mut response, part, ..
-    } = fetcher
-        .open(file, &incoming, *range, RequestClass::Foreground)
-        .await?;
-    let mut skip = if part == Part::Whole { range.start } else { 0 };
+    let (mut answer, mut skip) = (None, 0);
     while !range.is_empty() {
+        let response = match &mut answer {
+            Some(response) => response,
+            // The first one, or the rest after this one gave way.
+            None => {
+                let opened = fetcher.open(file, &incoming, *range, RequestClass::Foreground);
+                let OpenAnswer { response, part, .. } = opened.await?;
+                skip = if part == Part::Whole { range.start } else { 0 };
+                answer.insert(response)
+            }
+        };
         let Some(mut bytes) = response.chunk().await? else {
             return Err(OriginError::Short {
                 received: 0,
@@ -100,7 +109,7 @@ async fn once(
             continue;
         }
         range.start += bytes.len() as u64;
-        if sender.send(Ok(bytes)).await.is_err() {
+        if !give_way::send(sender, Ok(bytes), &mut answer, MAY_REST).await {
             return Ok(());
         }
     }

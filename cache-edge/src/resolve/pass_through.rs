@@ -255,7 +255,7 @@ async fn send(
             }
         };
         let is_last = item.as_ref().map_or(true, Bytes::is_empty);
-        if sender.send(item).await.is_err() || is_last {
+        if !body.send(&sender, item).await || is_last {
             return;
         }
     }

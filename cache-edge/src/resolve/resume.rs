@@ -7,11 +7,13 @@ use bytes::Bytes;
 use chunkcache_proto::ByteRange;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use http_rules::validator;
-use tokio::time::Instant;
+use tokio::{sync::mpsc, time::Instant};
 
 use crate::clock::now_ms;
 use crate::upstream::{
-    Catalogue, Client, OriginError, RequestClass, Response, Source, answer, counters::Counters,
+    Catalogue, Client, OriginError, RequestClass, Response, Source, answer,
+    counters::Counters,
+    give_way::{self, MAY_REST},
 };
 use service_kit::backoff::Backoff;
 
@@ -21,6 +23,8 @@ const ATTEMPTS: u32 = 5;
 const PROGRESS_BYTES: u64 = 1 << 20;
 const FIRST_WAIT: Duration = Duration::from_millis(150);
 const LONGEST_WAIT: Duration = Duration::from_secs(4);
+/// Like [`MAY_REST`], if the rest can not be asked for.
+const MAY_REST_UNPROVED: Duration = Duration::from_secs(10);
 
 /// Conditions of the client that the first answer has met; the rest depends on `If-Range` alone.
 const CONDITIONS: [HeaderName; 5] = [
@@ -207,6 +211,16 @@ impl Body {
         self.received
     }
 
+    /// Sends a piece to its client; see [`give_way::send`]. A body that gave way asks for the rest
+    /// with the [`next`](Self::next) bytes, and breaks off if nothing could prove the version.
+    pub async fn send<T>(&mut self, sender: &mpsc::Sender<T>, piece: T) -> bool {
+        let may_rest = match self.announced {
+            Some(_) => MAY_REST,
+            None => MAY_REST_UNPROVED,
+        };
+        give_way::send(sender, piece, &mut self.response, may_rest).await
+    }
+
     /// The next bytes; `None` at the end of the announced bytes. Not cancel safe: an arriving
     /// answer may be lost.
     pub async fn next(&mut self) -> Result<Option<Bytes>, OriginError> {
@@ -216,7 +230,9 @@ impl Body {
                 Err(error) => error,
             };
             let asking = &self.asking;
-            asking.counters.origin_failed(asking.source.name());
+            if error.is_of_origin() {
+                asking.counters.origin_failed(asking.source.name());
+            }
             let wait = self.wait_after(error)?;
             tokio::time::sleep(wait).await;
         }
@@ -276,7 +292,8 @@ impl Body {
                 retry_after: Duration::from_millis(held_off),
             });
         }
-        let announced = self.announced.as_ref().ok_or(OriginError::Changed)?;
+        // It gave way.
+        let announced = self.announced.as_ref().ok_or(OriginError::TooManyWaiting)?;
         let mut headers = self.asking.headers.clone();
         announced.ask_for_rest(self.received, &mut headers)?;
         let url = self.asking.url.clone();

@@ -10,6 +10,7 @@ pub mod client;
 pub mod connections;
 pub mod counters;
 pub mod error;
+pub mod give_way;
 pub mod health;
 pub mod hedging;
 pub mod link;
