@@ -225,7 +225,7 @@ impl From<PoolError> for DatabaseError {
                 // starting.
                 match Self::from(error) {
                     unavailable @ Self::Unavailable { .. } => unavailable,
-                    other => Self::unavailable(other.to_string()),
+                    _ => Self::unavailable(reason),
                 }
             }
             PoolError::PostCreateHook(HookError::Message(reason)) => Self::unavailable(reason),

@@ -4,6 +4,7 @@ use std::process::{Child, Command, Stdio};
 
 use super::*;
 use support::postgres::as_postgres;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -243,4 +244,22 @@ async fn a_pooler_keeps_sessions_or_is_refused_at_once() {
         let reason = connects(&through(&pooler, "")).await.unwrap_err();
         assert!(reason.contains("pool_mode=session"), "{mode}: {reason}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_tls_is_no_fault_of_ours() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = [0; 8];
+            stream.read_exact(&mut request).await.unwrap();
+            stream.write_all(b"N").await.unwrap();
+        }
+    });
+    let url = format!("host=127.0.0.1 port={port} user=postgres sslmode=require");
+    let database = Database::new(&DatabaseConfig::new(&url), Arc::new(NoObserver)).unwrap();
+    let refused = database.is_encrypted().await.unwrap_err().to_string();
+    assert!(refused.contains("does not support TLS"), "{refused}");
+    assert!(!refused.contains("internal"), "{refused}");
 }
