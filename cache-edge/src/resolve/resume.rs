@@ -53,7 +53,7 @@ impl AnnouncedVersion {
     pub fn of(status: StatusCode, headers: &HeaderMap) -> Option<Self> {
         let etag = headers.get(header::ETAG)?;
         // With its quotes, because `If-Range` would take other text for a date.
-        let text = etag.to_str().ok()?;
+        let text = answer::etag(headers)?;
         if !text.starts_with('"') || !validator::is_strong(text) {
             return None;
         }
@@ -118,7 +118,8 @@ impl AnnouncedVersion {
             | StatusCode::RANGE_NOT_SATISFIABLE => return Err(OriginError::Changed),
             other => return Err(answer::status_error(other, headers, now_ms()).into()),
         }
-        if headers.get(header::ETAG) != Some(&self.etag) || encoding(headers) != self.encoding {
+        let is_same = answer::etag(headers).is_some_and(|etag| self.etag == etag);
+        if !is_same || encoding(headers) != self.encoding {
             return Err(OriginError::Changed);
         }
         let (range, size) = answer::satisfied(headers)?;

@@ -258,11 +258,9 @@ impl EdgeObjects {
         if is_ok {
             headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
         }
-        let text =
-            |name: HeaderName| std::str::from_utf8(described.headers.get(name)?.as_bytes()).ok();
         let validators = Validators {
-            etag: text(header::ETAG),
-            last_modified: text(header::LAST_MODIFIED),
+            etag: origin_answer::etag(&described.headers),
+            last_modified: origin_answer::single(&described.headers, header::LAST_MODIFIED),
             given_ms: freshness::given_ms(age, now_ms()),
         };
         let ignore_range = match conditional::evaluate(&request.headers, validators) {

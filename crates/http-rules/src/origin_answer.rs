@@ -208,7 +208,7 @@ pub fn judge_revalidation(status: StatusCode) -> Revalidation {
 /// because it is long, or because it counts from the end.
 #[must_use]
 pub fn may_refuse_range(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 400 | 403 | 406 | 501)
+    matches!(status.as_u16(), 400 | 403 | 405 | 406 | 501)
 }
 
 /// The error for any other status.
@@ -242,7 +242,7 @@ pub fn offset_in(status: StatusCode, headers: &HeaderMap, entry: &v1::Entry) -> 
 
 /// `Content-Range` of a 206, which must have a single range.
 pub fn satisfied(headers: &HeaderMap) -> Result<(ByteRange, Option<u64>), AnswerError> {
-    match text(headers, header::CONTENT_RANGE).and_then(content_range::parse) {
+    match single(headers, header::CONTENT_RANGE).and_then(content_range::parse) {
         Some(ContentRange::Satisfied { range, size }) => Ok((range, size)),
         Some(ContentRange::Unsatisfied { .. }) | None => Err(AnswerError::Protocol(
             "its 206 has no usable Content-Range".into(),
@@ -256,9 +256,9 @@ pub fn describe(status: StatusCode, headers: &HeaderMap, now_ms: i64) -> ObjectM
         StatusCode::PARTIAL_CONTENT => satisfied(headers).ok().and_then(|(_, size)| size),
         _ => content_length(headers),
     };
-    let etag = text(headers, header::ETAG).unwrap_or("").to_owned();
+    let etag = etag(headers).unwrap_or("").to_owned();
     // An invalid date cannot be sent back as a condition.
-    let last_modified = text(headers, header::LAST_MODIFIED)
+    let last_modified = single(headers, header::LAST_MODIFIED)
         .filter(|date| httpdate::parse_http_date(date).is_ok())
         .unwrap_or("")
         .to_owned();
@@ -327,20 +327,20 @@ fn names_another_size(headers: &HeaderMap, described: Option<u64>) -> bool {
 #[must_use]
 pub fn names_another(headers: &HeaderMap, entry: &v1::Entry) -> bool {
     let opaque = |tag: &str| validator::quoted(tag).trim_start_matches("W/").to_owned();
-    match text(headers, header::ETAG) {
+    match etag(headers) {
         _ if has_unreadable_tag(headers) => true,
         Some(etag) => opaque(etag) != opaque(&entry.etag),
         None if validator::is_strong(&entry.etag) => false,
         None => {
-            text(headers, header::LAST_MODIFIED).is_some_and(|date| date != entry.last_modified)
+            single(headers, header::LAST_MODIFIED).is_some_and(|date| date != entry.last_modified)
         }
     }
 }
 
 fn same_version(headers: &HeaderMap, entry: &v1::Entry) -> Result<(), AnswerError> {
     let validator = validator::validator(
-        text(headers, header::ETAG),
-        text(headers, header::LAST_MODIFIED),
+        etag(headers),
+        single(headers, header::LAST_MODIFIED),
         entry.size,
     );
     if validator.as_deref() == Some(entry.validator.as_str()) && !has_unreadable_tag(headers) {
@@ -401,15 +401,29 @@ pub(crate) fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str
     std::str::from_utf8(headers.get(name)?.as_bytes()).ok()
 }
 
+/// The value of a field that may have one only. Lines that differ have none: which of them belongs to
+/// the body cannot be told.
+pub fn single(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
+    let mut lines = headers.get_all(&name).iter();
+    let first = lines.next()?;
+    lines.all(|line| line == first).then_some(())?;
+    std::str::from_utf8(first.as_bytes()).ok()
+}
+
+/// The entity tag. An empty one is none: gateways send it for each object whose tag they do not know.
+pub fn etag(headers: &HeaderMap) -> Option<&str> {
+    single(headers, header::ETAG).filter(|tag| !matches!(*tag, "" | "\"\"" | "W/\"\""))
+}
+
 /// All lines of a list. Bytes that are no text are replaced, so that the members beside them count.
 pub(crate) fn joined(headers: &HeaderMap, name: header::HeaderName) -> String {
     String::from_utf8_lossy(&freshness::one_line(headers, name)).into_owned()
 }
 
-/// Whether there is an entity tag that is no text: it cannot be compared, and the object may be of
-/// another version although everything else is equal.
+/// Whether there is an entity tag that is no text, or several: it cannot be compared, and the object
+/// may be of another version although everything else is equal.
 fn has_unreadable_tag(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::ETAG) && text(headers, header::ETAG).is_none()
+    headers.contains_key(header::ETAG) && single(headers, header::ETAG).is_none()
 }
 
 pub(crate) fn epoch_ms(time: std::time::SystemTime) -> i64 {

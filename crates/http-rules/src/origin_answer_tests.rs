@@ -147,6 +147,19 @@ fn an_object_is_described_by_its_first_answer() {
 }
 
 #[test]
+fn a_field_of_one_value_has_none_if_lines_differ() {
+    let is_satisfied = |ranges: [&'static str; 2]| {
+        let mut map = HeaderMap::new();
+        for range in ranges {
+            map.append(header::CONTENT_RANGE, HeaderValue::from_static(range));
+        }
+        satisfied(&map).is_ok()
+    };
+    assert!(is_satisfied(["bytes 0-4/9", "bytes 0-4/9"]));
+    assert!(!is_satisfied(["bytes 0-4/9", "bytes 4-8/9"]));
+}
+
+#[test]
 fn a_304_may_name_the_version_asked_about_and_no_other() {
     let date = "Sun, 06 Nov 1994 08:49:37 GMT";
     let weak = v1::Entry {
