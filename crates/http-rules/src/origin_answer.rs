@@ -401,8 +401,8 @@ pub(crate) fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str
     std::str::from_utf8(headers.get(name)?.as_bytes()).ok()
 }
 
-/// The value of a field that may have one only. Lines that differ have none: which of them belongs to
-/// the body cannot be told.
+/// The value of a field that may have one only. Lines that differ have none: which of them belongs
+/// to the body cannot be told.
 pub fn single(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
     let mut lines = headers.get_all(&name).iter();
     let first = lines.next()?;
@@ -410,7 +410,8 @@ pub fn single(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
     std::str::from_utf8(first.as_bytes()).ok()
 }
 
-/// The entity tag. An empty one is none: gateways send it for each object whose tag they do not know.
+/// The entity tag. An empty one is none: gateways send it for each object whose tag they do not
+/// know.
 pub fn etag(headers: &HeaderMap) -> Option<&str> {
     single(headers, header::ETAG).filter(|tag| !matches!(*tag, "" | "\"\"" | "W/\"\""))
 }
@@ -420,8 +421,8 @@ pub(crate) fn joined(headers: &HeaderMap, name: header::HeaderName) -> String {
     String::from_utf8_lossy(&freshness::one_line(headers, name)).into_owned()
 }
 
-/// Whether there is an entity tag that is no text, or several: it cannot be compared, and the object
-/// may be of another version although everything else is equal.
+/// Whether there is an entity tag that is no text, or several: it cannot be compared, and the
+/// object may be of another version although everything else is equal.
 fn has_unreadable_tag(headers: &HeaderMap) -> bool {
     headers.contains_key(header::ETAG) && single(headers, header::ETAG).is_none()
 }
