@@ -29,7 +29,7 @@ async fn a_time_out_of_a_connection_is_no_answer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_origin_that_refuses_all_ranges_is_asked_as_its_client_asks() {
-    for status in [400, 405, 406, 501] {
+    for status in [400, 406] {
         let directory = tempfile::tempdir().unwrap();
         let origin = Origin::start(100_000).await;
         let edge = TestEdge::start(directory.path(), Some(&origin)).await;

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use chunkcache_tests::http::Call;
-use chunkcache_tests::{Cluster, Coordinator, Edge, MIB, Object, Origin, content, eventually};
+use chunkcache_tests::{
+    Cluster, ClusterOptions, Coordinator, Edge, MIB, Object, Origin, content, eventually,
+};
 use rustix::process::Signal;
 
 const LIMIT: usize = 4;
@@ -246,18 +248,17 @@ fn readers_on_three_edges_share_two_connections_and_the_whole_rate() {
 }
 
 /// Players that are paused take nothing, and anybody can do the same.
-#[test]
-fn clients_that_take_nothing_keep_no_connection_that_others_wait_for() {
+#[track_caller]
+fn rest_while_another_reads(cluster: &Cluster, lifetime: &str) {
     const FILM: u64 = 32 * MIB;
-    let cluster = limited(1);
-    let object = |seed| Object::generated(seed, FILM).header("Cache-Control", "no-store");
+    let object = |seed| Object::generated(seed, FILM).header("Cache-Control", lifetime);
     let mut resting: Vec<_> = (0..LIMIT as u64 + 1)
         .map(|seed| {
             let target = cluster.put(&format!("/rests-{seed}.mp4"), object(seed));
             Call::get(&target).open(cluster.edge().http)
         })
         .collect();
-    let target = cluster.put("/film.mp4", Object::generated(9, FILM));
+    let target = cluster.put("/film.mp4", object(9));
     let reply = Call::get(&target).range(MIB, 2 * MIB);
     let reply = reply.send(cluster.edge().http).expect(206);
     assert!(reply.body == content::bytes(9, MIB, 2 * MIB));
@@ -266,4 +267,21 @@ fn clients_that_take_nothing_keep_no_connection_that_others_wait_for() {
         assert!(rest == content::bytes(seed as u64, 0, FILM), "{seed}");
     }
     assert!(cluster.origin.most_connections() <= LIMIT);
+}
+
+#[test]
+fn clients_that_take_nothing_keep_no_connection_that_others_wait_for() {
+    rest_while_another_reads(&limited(1), "no-store");
+}
+
+/// Where not a chunk finds space, the bytes go past the store.
+#[test]
+fn nor_do_readers_of_what_cannot_be_stored() {
+    let cluster = Cluster::start_with(ClusterOptions {
+        edges: 1,
+        edge_arguments: vec!["--max-size=1MiB"],
+        ..ClusterOptions::default()
+    });
+    cluster.add_source_with("media", &[&format!("--max-connections={LIMIT}")]);
+    rest_while_another_reads(&cluster, "max-age=3600");
 }

@@ -197,12 +197,7 @@ async fn attempt(
             Ok(ProbeStep::AskAgain(Ask::Head))
         }
         // Perhaps the object exists, and only ranges do not. The client may not have asked for one.
-        StatusCode::BAD_REQUEST
-        | StatusCode::METHOD_NOT_ALLOWED
-        | StatusCode::NOT_ACCEPTABLE
-        | StatusCode::NOT_IMPLEMENTED
-            if ask == Ask::Head =>
-        {
+        StatusCode::BAD_REQUEST | StatusCode::NOT_ACCEPTABLE if ask == Ask::Head => {
             Ok(ProbeStep::Found(Finding::Unstorable("no-ranges")))
         }
         StatusCode::PROXY_AUTHENTICATION_REQUIRED => Err(OriginError::Protocol(

@@ -208,7 +208,7 @@ pub fn judge_revalidation(status: StatusCode) -> Revalidation {
 /// because it is long, or because it counts from the end.
 #[must_use]
 pub fn may_refuse_range(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 400 | 403 | 405 | 406 | 501)
+    matches!(status.as_u16(), 400 | 403 | 406 | 501)
 }
 
 /// The error for any other status.
