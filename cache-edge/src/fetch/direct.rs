@@ -17,9 +17,8 @@ use crate::{readers::DirectBytes, resolve::ports::ReadError, worker_pool::Worker
 use chunk_store::EntryFile;
 use service_kit::backoff::Backoff;
 
-/// Frames between the origin's connection and the player's: enough that neither side waits for the
-/// other's wake-up.
-const FRAMES: usize = 8;
+/// Pieces of up to 128 KiB on their way to the player.
+const FRAMES: usize = 2;
 
 /// See [`DirectBytes`].
 pub struct DirectFetch {
@@ -84,6 +83,9 @@ async fn once(
     let incoming = fetcher.incoming.of(file);
     let (mut answer, mut skip) = (None, 0);
     while !range.is_empty() {
+        let Some(slot) = give_way::reserve(sender, &mut answer, MAY_REST).await else {
+            return Ok(());
+        };
         let response = match &mut answer {
             Some(response) => response,
             // The first one, or the rest after this one gave way.
@@ -109,9 +111,7 @@ async fn once(
             continue;
         }
         range.start += bytes.len() as u64;
-        if !give_way::send(sender, Ok(bytes), &mut answer, MAY_REST).await {
-            return Ok(());
-        }
+        slot.send(Ok(bytes));
     }
     Ok(())
 }

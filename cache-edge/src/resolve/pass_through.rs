@@ -25,7 +25,6 @@ use crate::upstream::{OriginError, RequestClass, Response, Source, answer, loops
 use chunk_store::EntryFile;
 use http_rules::{conditional::SELECTING, freshness};
 
-const FRAMES: usize = 8;
 /// How long an origin that refuses temporarily is retried while the client's request is held.
 const REFUSALS_FOR: Duration = Duration::from_secs(2);
 
@@ -183,7 +182,7 @@ pub(super) fn hand_on(
     headers.remove("proxy-connection");
     let comparison =
         stored.and_then(|file| Comparison::of(file, asking.counters.clone(), status, &headers));
-    let (sender, receiver) = mpsc::channel(FRAMES);
+    let (sender, receiver) = mpsc::channel(response.pieces_ahead());
     if !request.head_only {
         let body = Body::new(asking, response, announced);
         parts
@@ -228,7 +227,7 @@ async fn send(
     sender: mpsc::Sender<Result<Bytes, ReadError>>,
     mut comparison: Option<Comparison>,
 ) {
-    loop {
+    while let Some(slot) = body.reserve(&sender).await {
         let next = tokio::select! {
             biased;
             () = sender.closed() => return,
@@ -255,7 +254,8 @@ async fn send(
             }
         };
         let is_last = item.as_ref().map_or(true, Bytes::is_empty);
-        if !body.send(&sender, item).await || is_last {
+        slot.send(item);
+        if is_last {
             return;
         }
     }

@@ -212,14 +212,18 @@ impl Body {
         self.received
     }
 
-    /// Sends a piece to its client; see [`give_way::send`]. A body that gave way asks for the rest
-    /// with the [`next`](Self::next) bytes, and breaks off if nothing could prove the version.
-    pub async fn send<T>(&mut self, sender: &mpsc::Sender<T>, piece: T) -> bool {
+    /// Waits until the client takes more; see [`give_way::reserve`]. A body that gave way asks for
+    /// the rest with the [`next`](Self::next) bytes, and breaks off if nothing could prove the
+    /// version.
+    pub async fn reserve<'a, T>(
+        &mut self,
+        sender: &'a mpsc::Sender<T>,
+    ) -> Option<mpsc::Permit<'a, T>> {
         let may_rest = match self.announced {
             Some(_) => MAY_REST,
             None => MAY_REST_UNPROVED,
         };
-        give_way::send(sender, piece, &mut self.response, may_rest).await
+        give_way::reserve(sender, &mut self.response, may_rest).await
     }
 
     /// The next bytes; `None` at the end of the announced bytes. Not cancel safe: an arriving

@@ -10,19 +10,19 @@ use super::Response;
 /// can be asked for later.
 pub const MAY_REST: Duration = Duration::from_secs(1);
 
-/// Sends a piece of an answer toward its client, and closes the answer's connection if nothing is
-/// taken for `may_rest` while others wait for one. False: the client left.
-pub async fn send<T>(
-    sender: &mpsc::Sender<T>,
-    piece: T,
+/// Waits until the client's channel takes another piece, which is read only then: an unread answer
+/// holds little memory. Closes the answer's connection if none is taken for `may_rest` while others
+/// wait for one. `None`: the client left.
+pub async fn reserve<'a, T>(
+    sender: &'a mpsc::Sender<T>,
     answer: &mut Option<Response>,
     may_rest: Duration,
-) -> bool {
-    let mut sending = std::pin::pin!(sender.send(piece));
+) -> Option<mpsc::Permit<'a, T>> {
+    let mut reserving = std::pin::pin!(sender.reserve());
     loop {
         tokio::select! {
             biased;
-            sent = &mut sending => return sent.is_ok(),
+            reserved = &mut reserving => return reserved.ok(),
             () = tokio::time::sleep(may_rest) => {
                 answer.take_if(|answer| answer.is_in_the_way());
             }

@@ -76,6 +76,13 @@ impl Response {
         self.passed_over.as_ref()
     }
 
+    /// How many of its pieces to keep for a client: they are frames of 16 KiB over HTTP/2, else up to
+    /// 128 KiB.
+    #[must_use]
+    pub fn pieces_ahead(&self) -> usize {
+        if self.is_http2 { 16 } else { 2 }
+    }
+
     /// Whether it holds a permit of this edge's lease.
     #[must_use]
     pub fn has_permit(&self) -> bool {
