@@ -21,15 +21,6 @@ use super::state::{RunningFetch, Timer};
 /// peer can serve.
 const LOOKS_PAST_REFUSAL: usize = 8;
 
-/// Where an assignment goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Placement {
-    Slot,
-    /// In the slot of the lowest fetch, which is preempted.
-    Preempt,
-    Ahead,
-}
-
 impl Scheduler {
     /// Plans for some of the edges that have something to decide.
     pub(super) fn plan(&mut self, effects: &mut Vec<Effect>) {
@@ -45,13 +36,8 @@ impl Scheduler {
             self.give_slots(edge, Level::Critical);
             self.plan_critical(edge, effects);
         }
-        let now = self.now;
         for &edge in &batch {
-            if let Some(state) = self.edges.get_mut(&edge) {
-                state.start_queued(now);
-            }
-            self.update_slots(edge);
-            self.give_slots(edge, Level::High);
+            self.give_slots(edge, Level::Low);
             self.revoke_queued(edge, effects);
             self.plan_rest(edge, effects);
         }
@@ -69,20 +55,10 @@ impl Scheduler {
             {
                 return;
             }
-            let room = if state.may_start(Level::Critical) {
-                Placement::Slot
-            } else {
-                Placement::Preempt
-            };
             let Some((owner, route)) = self.pick(edge, Level::Critical, false, effects) else {
                 return;
             };
-            let room = match room {
-                Placement::Preempt if !self.preempt(edge, Level::Critical) => Placement::Ahead,
-                Placement::Preempt => Placement::Slot,
-                room => room,
-            };
-            self.assign(edge, owner, route, room != Placement::Ahead, false, effects);
+            self.assign(edge, owner, route, false, effects);
         }
     }
 
@@ -113,54 +89,41 @@ impl Scheduler {
                 self.count_grant(edge);
                 continue;
             }
-            let granted = if used < slots {
-                let mut orders = levels
-                    .into_iter()
-                    .filter(|&level| level == Level::High || !draining);
-                orders.find_map(|level| {
-                    Some((
-                        self.pick(edge, level, false, effects)?,
-                        level,
-                        Placement::Slot,
-                    ))
-                })
-            } else if self.lowest_slot(edge, Level::High).is_some()
-                && let Some(pick) = self.pick(edge, Level::High, false, effects)
-            {
-                Some((pick, Level::High, Placement::Preempt))
-            } else if ahead < slots {
+            let may = |level: Level| level == Level::High || !draining;
+            let mut granted = None;
+            if used < slots {
+                let levels = levels.into_iter().filter(|&level| may(level));
+                granted = self.pick_of(edge, levels, false, effects);
+            } else if self.lowest_slot(edge, Level::High).is_some() {
+                granted = self.pick_of(edge, [Level::High], false, effects);
+            }
+            if granted.is_none() && used >= slots && ahead < slots {
                 // LOW is queued ahead only as its minimal share.
-                let mut orders = levels.into_iter().filter(|&level| match level {
-                    Level::Low => !draining && shared == Some(Level::Low),
-                    level => level == Level::High || !draining,
-                });
-                orders.find_map(|level| {
-                    Some((
-                        self.pick(edge, level, true, effects)?,
-                        level,
-                        Placement::Ahead,
-                    ))
-                })
-            } else {
-                None
-            };
-            let Some(((owner, route), level, room)) = granted else {
+                let ahead = |level| level != Level::Low || shared == Some(Level::Low);
+                let levels = levels
+                    .into_iter()
+                    .filter(|&level| may(level) && ahead(level));
+                granted = self.pick_of(edge, levels, true, effects);
+            }
+            let Some((level, (owner, route))) = granted else {
                 return;
             };
-            if room == Placement::Preempt {
-                self.preempt(edge, Level::High);
-            }
             self.count_grant(edge);
             let by_share = shared == Some(level) && contended;
-            self.assign(
-                edge,
-                owner,
-                route,
-                room != Placement::Ahead,
-                by_share,
-                effects,
-            );
+            self.assign(edge, owner, route, by_share, effects);
         }
+    }
+
+    /// The first claim of the first of these levels that has one which can be served now.
+    fn pick_of(
+        &mut self,
+        edge: EdgeId,
+        levels: impl IntoIterator<Item = Level>,
+        ahead: bool,
+        effects: &mut Vec<Effect>,
+    ) -> Option<(Level, (Owner, Route))> {
+        let mut levels = levels.into_iter();
+        levels.find_map(|level| Some((level, self.pick(edge, level, ahead, effects)?)))
     }
 
     fn count_grant(&mut self, edge: EdgeId) {
@@ -340,7 +303,6 @@ impl Scheduler {
         edge: EdgeId,
         owner: Owner,
         route: Route,
-        slot: bool,
         shared: bool,
         effects: &mut Vec<Effect>,
     ) {
@@ -382,7 +344,6 @@ impl Scheduler {
             from: route.from,
             reason: owner.reason(),
             owner: Some(owner),
-            slot,
             shared,
             upstream: route.upstream,
             ..RunningFetch::new(self.next_id(), entry, source, chunks, granted, self.now)
@@ -434,12 +395,7 @@ impl Scheduler {
             from: fetch.from,
             reason: fetch.reason,
         }));
-        let key = (edge, fetch.id);
-        let raised = fetch.level == Level::Critical && !fetch.slot;
         self.enter_fetch(edge, fetch, effects);
-        if raised {
-            self.claim_slot(key);
-        }
     }
 
     /// Sets a timer to check a CRITICAL fetch when it should have finished.

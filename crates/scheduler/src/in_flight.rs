@@ -50,11 +50,9 @@ impl Scheduler {
         if chunks.is_empty() || !state.alive || state.fetch(kept.id).is_some() {
             return;
         }
-        let slot = state.may_start(kept.level);
         known.replicas.entry(edge).or_default();
         let fetch = RunningFetch {
             reason: Reason::InFlight,
-            slot,
             ..RunningFetch::new(
                 kept.id,
                 kept.entry,
@@ -70,7 +68,6 @@ impl Scheduler {
         if !wanted.is_empty() {
             self.reassess((edge, kept.id), Withdrawal::Advanced, effects);
         }
-        self.give_slots(edge, chunkcache_proto::Level::Critical);
         self.mark_followers_dirty(edge, kept.entry);
         self.dirty.insert(edge);
     }

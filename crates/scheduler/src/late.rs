@@ -124,7 +124,6 @@ impl Scheduler {
         if !matches!(self.sources.get(&source).map(offer), Some(Ok(()))) {
             return;
         }
-        let slot = state.may_start(Level::Critical) || self.preempt(edge, Level::Critical);
         let waited = self.owners_of(edge, entry, &(chunk..chunk + 1));
         let claims = waited.iter().filter_map(|owner| self.claims.get(owner));
         let position = claims.map(|claim| claim.position).max().unwrap_or(0);
@@ -134,7 +133,6 @@ impl Scheduler {
         let fetch = RunningFetch {
             deadline,
             reason: Reason::Hedge(id),
-            slot,
             pair: Some(id),
             ..RunningFetch::new(second, entry, source, chunks, Level::Critical, self.now)
         };

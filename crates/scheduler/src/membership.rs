@@ -66,7 +66,7 @@ impl Scheduler {
         state.alive = false;
         let fetches: Vec<_> = state.fetches.iter().map(|fetch| fetch.id).collect();
         self.edges_with_slots.remove(edge);
-        self.quota_session_ended(edge, effects);
+        self.quota_session_ended(edge);
         for id in fetches {
             let Some(fetch) = self.end_fetch((edge, id)).expected() else {
                 continue;
@@ -76,6 +76,7 @@ impl Scheduler {
                 self.reassess(upstream, Withdrawal::Superseded, effects);
             }
         }
+        self.grant_all(effects);
         // Jobs remain: they are durable, and wait for the edge.
         let of_edge = |owner: &&Owner| match **owner {
             Owner::Waiting(reader) | Owner::Lookahead(reader) | Owner::Hints(reader) => {

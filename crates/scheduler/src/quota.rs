@@ -334,8 +334,9 @@ impl Scheduler {
         }
     }
 
-    /// Counts the edge as absent. Must run while its fetches are still known.
-    pub(super) fn quota_session_ended(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
+    /// Counts the edge as absent. Must run while its fetches are still known; what that leaves to
+    /// others is granted once these are ended.
+    pub(super) fn quota_session_ended(&mut self, edge: EdgeId) {
         let now = self.now;
         let Some(state) = self.edges.get(&edge).expected() else {
             return;
@@ -369,7 +370,6 @@ impl Scheduler {
             self.dirty_sources.insert(id);
         }
         self.quota_news.remove(&edge);
-        self.grant_all(effects);
     }
 
     /// Reserves the whole limit for each edge that had a session in the last term: any of them may

@@ -182,15 +182,12 @@ impl Scheduler {
         if chunks.is_empty() || !state.alive || state.fetch(id).is_some() {
             return;
         }
-        let slot = state.may_start(level);
         known.replicas.entry(edge).or_default();
         let fetch = RunningFetch {
-            slot,
             reason: Reason::Own,
             ..RunningFetch::new(id, entry, source, chunks, level, self.now)
         };
         self.enter_fetch(edge, fetch, effects);
-        self.give_slots(edge, level);
         self.mark_followers_dirty(edge, entry);
         self.dirty.insert(edge);
     }

@@ -22,6 +22,7 @@ pub enum Withdrawal {
 }
 
 impl Scheduler {
+    /// Records a fetch in all indexes, and gives it a slot if there is one for its level.
     pub(super) fn enter_fetch(
         &mut self,
         edge: EdgeId,
@@ -75,6 +76,7 @@ impl Scheduler {
             }
             self.reassess(upstream, Withdrawal::Advanced, effects);
         }
+        self.claim_slot(key);
     }
 
     /// The estimated time to fetch one chunk of this fetch.
@@ -280,12 +282,12 @@ impl Scheduler {
         }
         if level == Level::Critical {
             self.watch_fetch(key.0, key.1, estimate);
-            if !had_slot {
-                self.claim_slot(key);
-            }
             if origin {
                 self.preempt_fills(source, key.0, effects);
             }
+        }
+        if level < was && !had_slot {
+            self.claim_slot(key);
         }
         if let Some(upstream) = upstream {
             self.reassess(upstream, Withdrawal::Advanced, effects);

@@ -7,62 +7,58 @@
 use chunkcache_proto::Level;
 
 use super::Scheduler;
-use super::api::{EdgeId, Effect, FetchId, Millis, SourceId};
+use super::api::{EdgeId, Effect, FetchId, SourceId};
 use super::claim::Owner;
 use super::invariant::Invariant;
 use super::state::{Edge, FetchKey, RunningFetch};
 
 impl Scheduler {
-    /// Takes the slot of the lowest fetch below `level`; false if there is none.
-    pub(super) fn preempt(&mut self, edge: EdgeId, level: Level) -> bool {
-        let victim = self.lowest_slot(edge, level);
-        let fetch = victim.and_then(|victim| self.fetch_mut((edge, victim)));
-        fetch.map(RunningFetch::pause).is_some()
-    }
-
+    /// The fetch whose slot this level takes if none is free.
     pub(super) fn lowest_slot(&self, edge: EdgeId, level: Level) -> Option<FetchId> {
         let fetches = &self.edges.get(&edge)?.fetches;
         let able = |fetch: &&RunningFetch| {
             fetch.slot && !fetch.cancelling && !fetch.is_local() && fetch.level > level
         };
-        fetches
-            .iter()
-            .filter(able)
-            .max_by_key(|fetch| (fetch.level, fetch.deadline, fetch.id))
-            .map(|fetch| fetch.id)
+        let lower = fetches.iter().filter(able);
+        let lowest = lower.max_by_key(|fetch| (fetch.level, fetch.deadline, fetch.id))?;
+        (level <= Level::High).then_some(lowest.id)
     }
 
-    /// Gives queued fetches of this level the slots that are free or that lower levels have.
-    pub(super) fn give_slots(&mut self, edge: EdgeId, level: Level) {
-        let Some(state) = self.edges.get(&edge).expected() else {
-            return;
-        };
-        let without =
-            |fetch: &&RunningFetch| fetch.level == level && !fetch.slot && !fetch.cancelling;
-        let mut waiting: Vec<_> = state
-            .fetches
-            .iter()
-            .filter(without)
-            .map(|fetch| (fetch.deadline, fetch.id))
-            .collect();
-        waiting.sort_unstable();
-        for (_, id) in waiting {
-            self.claim_slot((edge, id));
-        }
-    }
-
-    /// Gives a queued fetch a slot, if one is free or a lower level has one.
+    /// Gives a queued fetch a slot: a free one, or that of the lowest fetch below it.
     pub(super) fn claim_slot(&mut self, key: FetchKey) {
         let level = self.fetch(key).map(|fetch| fetch.level);
         let (Some(level), Some(state)) = (level, self.edges.get(&key.0)) else {
             return;
         };
+        if !state.may_start(level) {
+            let Some(lowest) = self.lowest_slot(key.0, level) else {
+                return;
+            };
+            if let Some(fetch) = self.fetch_mut((key.0, lowest)) {
+                fetch.pause();
+            }
+        }
         let now = self.now;
-        if (state.may_start(level) || self.preempt(key.0, level))
-            && let Some(fetch) = self.fetch_mut(key)
-        {
+        if let Some(fetch) = self.fetch_mut(key) {
             fetch.begin(now);
-            self.update_slots(key.0);
+        }
+        self.update_slots(key.0);
+    }
+
+    /// Gives slots to queued fetches of these levels, the most urgent first, as their edge does.
+    pub(super) fn give_slots(&mut self, edge: EdgeId, lowest: Level) {
+        let Some(state) = self.edges.get(&edge).expected() else {
+            return;
+        };
+        let is_queued =
+            |fetch: &&RunningFetch| fetch.level <= lowest && !fetch.slot && !fetch.cancelling;
+        let queued = state.fetches.iter().filter(is_queued);
+        let mut queued: Vec<_> = queued
+            .map(|fetch| (fetch.level, fetch.deadline, fetch.id))
+            .collect();
+        queued.sort_unstable();
+        for (.., id) in queued {
+            self.claim_slot((edge, id));
         }
     }
 
@@ -72,24 +68,19 @@ impl Scheduler {
         let Some(state) = self.edges.get(&edge).expected() else {
             return;
         };
-        let most = state.max_downloads as usize;
-        for paused in [false, true] {
-            let Some(state) = self.edges.get(&edge).expected() else {
-                return;
-            };
-            let is_one = |fetch: &&RunningFetch| {
-                let is_queued = !fetch.slot && !fetch.cancelling && fetch.paused == paused;
-                fetch.level > Level::Critical && is_queued && !fetch.is_local()
-            };
-            let mut lower: Vec<_> = state
-                .fetches
-                .iter()
-                .filter(is_one)
-                .map(|fetch| (fetch.level, fetch.deadline, fetch.id))
-                .collect();
-            lower.sort_unstable();
-            for (.., id) in lower.into_iter().skip(most) {
-                self.cancel_fetch((edge, id), effects);
+        let is_queued = |fetch: &&RunningFetch| {
+            fetch.level > Level::Critical && !fetch.slot && !fetch.cancelling && !fetch.is_local()
+        };
+        let queued = state.fetches.iter().filter(is_queued);
+        let mut queued: Vec<_> = queued
+            .map(|fetch| (fetch.level, fetch.deadline, fetch.id, fetch.paused))
+            .collect();
+        queued.sort_unstable();
+        let mut left = [state.max_downloads; 2];
+        for (.., id, paused) in queued {
+            match &mut left[usize::from(paused)] {
+                0 => self.cancel_fetch((edge, id), effects),
+                left => *left -= 1,
             }
         }
     }
@@ -164,8 +155,7 @@ impl Scheduler {
             if fetch.is_local() {
                 continue;
             }
-            let is_lost = self.edges.get(&edge).is_none_or(|edge| !edge.alive);
-            if fetch.cancelling || is_lost {
+            if fetch.cancelling {
                 leaving += 1;
             } else if level > Level::Critical {
                 able.push((level, fetch.deadline, edge, id));
@@ -199,23 +189,6 @@ impl Scheduler {
             .collect();
         for fill in fills {
             self.cancel_fetch(fill, effects);
-        }
-    }
-}
-
-impl Edge {
-    /// Gives free slots to the next queued fetches, as the edge does.
-    pub fn start_queued(&mut self, now: Millis) {
-        while self.slots_used() < self.max_downloads {
-            let ahead = self
-                .fetches
-                .iter_mut()
-                .filter(|fetch| !fetch.slot && !fetch.cancelling);
-            let Some(next) = ahead.min_by_key(|fetch| (fetch.level, fetch.deadline, fetch.id))
-            else {
-                return;
-            };
-            next.begin(now);
         }
     }
 }

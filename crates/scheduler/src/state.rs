@@ -71,7 +71,7 @@ impl RunningFetch {
             from: FetchSource::Origin,
             reason: Reason::BackgroundFill,
             owner: None,
-            slot: true,
+            slot: false,
             paused: false,
             cancelling: false,
             shared: false,

@@ -156,18 +156,15 @@ fn consistent(scheduler: &Scheduler, seed: u64) {
             used <= edge.max_downloads as usize + 1,
             "seed {seed}: {used} slots on {id:?}"
         );
-        let waits = edge
-            .fetches
-            .iter()
-            .any(|f| f.level == Level::Critical && !f.slot && !f.cancelling);
-        let lower = edge
-            .fetches
-            .iter()
-            .any(|f| f.level > Level::Critical && f.slot && !f.cancelling && !f.is_local());
-        assert!(
-            !(waits && lower),
-            "seed {seed}: a CRITICAL fetch has no slot and a lower one has"
-        );
+        let fetches = || edge.fetches.iter().filter(|f| !f.cancelling);
+        for level in [Level::Critical, Level::High] {
+            let waits = fetches().any(|f| f.level == level && !f.slot);
+            let lower = fetches().any(|f| f.level > level && f.slot && !f.is_local());
+            assert!(
+                !(waits && lower),
+                "seed {seed}: a {level:?} fetch has no slot and a lower one has"
+            );
+        }
         let uploads = scheduler
             .edges
             .values()
