@@ -255,12 +255,7 @@ impl Scheduler {
         }
         fetch.level = level;
         fetch.deadline = deadline;
-        let (source, origin, upstream, had_slot) = (
-            fetch.source,
-            fetch.is_from_origin(),
-            fetch.upstream,
-            fetch.slot,
-        );
+        let (source, origin, upstream) = (fetch.source, fetch.is_from_origin(), fetch.upstream);
         self.dirty.insert(key.0);
         let fetch = self.fetch(key);
         let estimate = fetch.map_or(0, |fetch| self.estimate(key.0, fetch));
@@ -285,9 +280,6 @@ impl Scheduler {
             if origin {
                 self.preempt_fills(source, key.0, effects);
             }
-        }
-        if level < was && !had_slot {
-            self.claim_slot(key);
         }
         if let Some(upstream) = upstream {
             self.reassess(upstream, Withdrawal::Advanced, effects);

@@ -7,6 +7,7 @@ mod lookahead;
 mod players;
 mod quota;
 mod shares;
+mod slots;
 mod space;
 mod traces;
 
@@ -80,13 +81,23 @@ impl Bench {
     }
 
     fn want(&mut self, want: u64, edge: u32, chunks: std::ops::Range<ChunkIndex>) -> Vec<Effect> {
+        self.want_at(Level::Medium, want, edge, chunks)
+    }
+
+    fn want_at(
+        &mut self,
+        level: Level,
+        want: u64,
+        edge: u32,
+        chunks: std::ops::Range<ChunkIndex>,
+    ) -> Vec<Effect> {
         let edge = EdgeId(edge);
         self.apply(Event::WantSet {
             want: WantId(want),
             edge,
             entry: MOVIE,
             chunks: vec![chunks],
-            level: Level::Medium,
+            level,
         })
     }
 
@@ -196,67 +207,6 @@ fn a_reader_that_reads_on_lets_its_last_chunk_be_finished() {
         deadline_ms: u32::MAX,
     };
     assert!(effects.contains(&lowered), "{effects:?}");
-}
-
-#[test]
-fn critical_takes_the_slot_of_a_job() {
-    let mut bench = Bench::new(1, 2);
-    let jobs = assigned(&bench.want(1, 0, 0..80));
-    assert_eq!(jobs.len(), 4, "two slots, two ahead");
-    let one_chunk = |number, chunk| Demand {
-        end: (chunk + 1) * CHUNK,
-        ..demand(0, number, chunk * CHUNK, true)
-    };
-    // The reserved slot.
-    assert_eq!(
-        cancelled(&bench.apply(Event::DemandSet(one_chunk(1, 90)))),
-        vec![]
-    );
-    let effects = bench.apply(Event::DemandSet(one_chunk(2, 95)));
-    assert!(
-        cancelled(&effects).is_empty(),
-        "what has a slot has asked its origin, and is only paused"
-    );
-    assert!(
-        assigned(&effects)
-            .iter()
-            .any(|a| a.level == Level::Critical && a.first_chunk == 95)
-    );
-}
-
-#[test]
-fn lookahead_takes_the_slot_of_a_job_too_and_the_job_goes_on_afterwards() {
-    let mut bench = Bench::new(1, 2);
-    let job = assigned(&bench.want(1, 0, 0..80));
-    let effects = bench.read(0, 1, 92 * CHUNK, true);
-    assert!(cancelled(&effects).is_empty(), "it is paused: {effects:?}");
-    let reader = assigned(&effects);
-    let levels: Vec<_> = reader.iter().map(|a| a.level).collect();
-    assert_eq!(levels, [Level::Critical, Level::High, Level::High]);
-    let slots = |bench: &Bench, of: &[Assignment]| -> Vec<bool> {
-        let fetch = |a: &Assignment| bench.scheduler.fetch((EdgeId(0), a.id)).unwrap().slot;
-        of.iter().map(fetch).collect()
-    };
-    assert_eq!(slots(&bench, &reader), [true; 3]);
-    assert_eq!(slots(&bench, &job), [false; 4]);
-    for fetch in &reader {
-        bench.finish(0, fetch.id);
-    }
-    assert_eq!(slots(&bench, &job), [true, true, false, false]);
-}
-
-#[test]
-fn what_is_paused_is_bounded() {
-    let mut bench = Bench::new(1, 2);
-    bench.want(1, 0, 0..80);
-    // Each seek pauses what the one before left behind.
-    for seek in 0..40 {
-        bench.read(0, seek, (seek * 7 % 90) * CHUNK, true);
-        let paused = |fetch: &&super::state::RunningFetch| fetch.paused && !fetch.cancelling;
-        let fetches = &bench.scheduler.edges[&EdgeId(0)].fetches;
-        let lower = fetches.iter().filter(|it| it.level > Level::Critical);
-        assert!(lower.filter(paused).count() <= 2);
-    }
 }
 
 #[test]
