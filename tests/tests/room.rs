@@ -51,8 +51,13 @@ fn a_fill_ends_where_the_disk_does_and_goes_on_when_there_is_room() {
             .expect(206);
     }
     let sent = at_rest(&cluster, &["/one.mp4", "/two.mp4"]);
-    // Each of the begun requests may have been cut; nothing was fetched only to be evicted. What
-    // waited in their sockets, the origin has sent, too: it is more on a slow machine.
+    // Each of the begun requests may have been cut; nothing was fetched only to be evicted.
+    let metrics = Call::get("/metrics").send(cluster.edge().admin).text();
+    let came = "cache_edge_source_origin_bytes_total{source=\"media\"} ";
+    let came = metrics.lines().find_map(|line| line.strip_prefix(came));
+    let came: u64 = came.unwrap().parse().unwrap();
+    assert!(came <= ROOM + 2 * CHUNK, "{came} bytes for {ROOM}");
+    // What waited in their sockets, the origin has sent, too: it is more on a slow machine.
     assert!(
         sent <= ROOM + 2 * (CHUNK + SOCKET),
         "{sent} bytes for {ROOM}"

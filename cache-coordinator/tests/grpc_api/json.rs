@@ -91,6 +91,15 @@ async fn what_is_no_call_says_what_would_be_one() {
     let (status, _) = exchange(&coordinator, head, "{}").await;
     assert_eq!(status, 403);
 
+    for (request, code) in [("GET /nothing", 404), ("DELETE /openapi.json", 405)] {
+        let head = format!("{request} HTTP/1.1");
+        let (status, body) = exchange(&coordinator, &head, "").await;
+        let problem: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(
+            (status, problem["status"].as_u64()),
+            (code, Some(code.into()))
+        );
+    }
     let (status, document) = exchange(&coordinator, "GET /openapi.json HTTP/1.1", "").await;
     assert_eq!(status, 200);
     let document: Value = serde_json::from_str(&document).unwrap();

@@ -1,4 +1,4 @@
-//! What a fetch is to bring.
+//! The run that a fetch brings.
 
 use std::sync::Arc;
 

@@ -51,7 +51,7 @@ impl<R> Names<R> {
     /// once, however many requests find out.
     pub fn failed(&self, name: &str, turn: usize) {
         let mut turns = self.turns.lock();
-        if turns.len() >= MAX_NAMES {
+        if turns.len() >= MAX_NAMES && !turns.contains_key(name) {
             turns.clear();
         }
         let present = turns.entry(name.to_owned()).or_default();

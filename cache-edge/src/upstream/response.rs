@@ -76,8 +76,8 @@ impl Response {
         self.passed_over.as_ref()
     }
 
-    /// How many of its pieces to keep for a client: they are frames of 16 KiB over HTTP/2, else up to
-    /// 128 KiB.
+    /// How many of its pieces to keep for a client: they are frames of 16 KiB over HTTP/2, else up
+    /// to 128 KiB.
     #[must_use]
     pub fn pieces_ahead(&self) -> usize {
         if self.is_http2 { 16 } else { 2 }

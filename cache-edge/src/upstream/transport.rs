@@ -82,8 +82,8 @@ fn is_this_machine(target: &Uri) -> bool {
         || address.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
 }
 
-/// What a stream of HTTP/2 may send before it is read. A paused fetch, or a client that takes
-/// nothing, leaves so much unread, and that must not stop the other streams: the connection's
+/// Bytes that a stream of HTTP/2 may send before it is read. A paused fetch, or a client that takes
+/// nothing, leaves so many unread, and that must not stop the other streams: the connection's
 /// window is larger than those of all its streams.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 1 << 30;

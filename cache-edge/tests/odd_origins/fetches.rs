@@ -9,7 +9,7 @@ use cache_edge::{
     fetch::{
         Assignment,
         handle::{FetchHandle, StopMode},
-        run::RunEnd,
+        run::{Fetcher, OpenAnswer, RunEnd},
     },
     upstream::{peer, peer_blocks},
 };
@@ -45,6 +45,13 @@ fn order(id: impl Into<FetchId>, file: &Arc<EntryFile>, chunk: u32, level: Level
         peer: None,
         reader: 0,
     }
+}
+
+/// The answer that this fetch would read.
+async fn opened(fetcher: &Fetcher, order: &Assignment) -> OpenAnswer {
+    let incoming = fetcher.incoming.of(&order.file);
+    let opened = fetcher.open(&order.file, &incoming, order.run(), order.class());
+    opened.await.unwrap()
 }
 
 /// Makes the origin hold the answer to a request for the first chunk.
@@ -163,10 +170,8 @@ async fn a_fetch_that_is_stopped_at_its_end_is_finished() {
     let file = known(&edge).await;
     let fetcher = edge.edge.downloads.fetcher();
     let order = order(1_u64, &file, 0, Level::High);
-    let incoming = fetcher.incoming.of(&file);
-    let opened = fetcher.open(&file, &incoming, order.run(), order.class());
-    let opened = opened.await.unwrap();
     let handle = FetchHandle::new(0, 0, |_| {});
+    let opened = opened(fetcher, &order).await;
     handle.stop(StopMode::AtChunkEnd);
     let end = fetcher.run(&order, &handle, Some(opened)).await;
     assert!(matches!(end, RunEnd::Finished), "{end:?}");
@@ -184,10 +189,8 @@ async fn a_paused_answer_that_is_cut_is_no_failure_of_its_origin() {
     });
     let fetcher = edge.edge.downloads.fetcher();
     let order = order(1_u64, &file, 0, Level::High);
-    let incoming = fetcher.incoming.of(&file);
-    let opened = fetcher.open(&file, &incoming, order.run(), order.class());
-    let opened = opened.await.unwrap();
     let handle = FetchHandle::new(0, 0, |_| {});
+    let opened = opened(fetcher, &order).await;
     handle.stop(StopMode::Preempted);
     let end = fetcher.run(&order, &handle, Some(opened)).await;
     let RunEnd::Paused(Some(rest)) = end else {
